@@ -1,0 +1,46 @@
+"""The image set: class-labelled uint8 images that know where they come from.
+
+The whole set is one tensor, memory-mapped from the cache, so that an episode is an index gather
+(design decision 4: no DataLoader for sets that fit in memory). Ink is high and paper is zero in
+the sets of characters: networks that start near zero then ignore the paper, and the MANN needs it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Class-labelled images, sorted by class, with their provenance.
+
+    images: (image, channel, height, width) uint8.
+    class_names: one per class, sorted; a group of classes (an alphabet) is what stands before the "/".
+    class_start: (class + 1,) int64; the images of class c are rows class_start[c] to class_start[c + 1] - 1.
+    image_names: one per image, the publisher's name within its class.
+    mean, std: per channel, of pixel values scaled to [0, 1]; how episodes normalise these images.
+    digest: SHA-256 over pixels, class names and image names, in hexadecimal.
+    """
+
+    name: str
+    images: Tensor
+    class_names: tuple[str, ...]
+    class_start: Tensor
+    image_names: tuple[str, ...]
+    source: str
+    licence: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    digest: str
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channel, height, width)."""
+        channel, height, width = self.images.shape[1:]
+        return channel, height, width
+
+    @property
+    def images_per_class(self) -> Tensor:
+        """(class,) int64."""
+        return torch.diff(self.class_start)

@@ -1,0 +1,77 @@
+"""The two protocols under which every learner is measured.
+
+K-shot: a support set of way x shot labelled images, then way x query images to name (Vinyals et al. 2016).
+Stream: a shuffled sequence of (image, previous label); accuracy by k-th presentation of a class
+(Santoro et al. 2016). Papers compare methods across the two, which cannot be done; here each learner runs
+under both.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fewshot.errors import EpisodeError
+
+Counts = Literal["exact", "random"]
+Range = int | tuple[int, int]
+
+
+def bounds(value: Range) -> tuple[int, int]:
+    """The least and the largest value of a fixed or variable setting."""
+    return value if isinstance(value, tuple) else (value, value)
+
+
+@dataclass(frozen=True)
+class KShot:
+    """way classes, shot support images and query images of each.
+
+    way and shot may be (least, largest): they are then drawn afresh, uniformly, for each block of
+    `block` consecutive episodes, so that episodes side by side have one shape and need no padding.
+    within_group draws all classes of an episode from one group (alphabet).
+    """
+
+    way: Range = 5
+    shot: Range = 1
+    query: int = 15
+    within_group: bool = False
+    block: int = 16
+
+    def __post_init__(self) -> None:
+        for name, value in (("way", self.way), ("shot", self.shot), ("query", self.query)):
+            low, high = bounds(value)
+            if not 1 <= low <= high:
+                raise EpisodeError(f"{name} must be at least 1, and a range (least, largest); got {value}")
+        if bounds(self.way)[0] < 2:
+            raise EpisodeError(f"way must be at least 2, or there is nothing to tell apart; got {self.way}")
+
+    @property
+    def variable(self) -> bool:
+        return isinstance(self.way, tuple) or isinstance(self.shot, tuple)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A sequence of `length` images of `way` classes, each named before its label is shown.
+
+    counts="exact" gives every class length / way images, which a guesser can count: 45.7 % is reachable on
+    the first presentation of 5 classes without looking. counts="random" draws the class of each step
+    independently (a class whose images are used up is left out), so there is nothing to count.
+    """
+
+    way: int = 5
+    length: int = 50
+    counts: Counts = "exact"
+    within_group: bool = False
+
+    def __post_init__(self) -> None:
+        if self.way < 2:
+            raise EpisodeError(f"way must be at least 2, or there is nothing to tell apart; got {self.way}")
+        if self.length < self.way:
+            raise EpisodeError(f"a stream of {self.way} classes needs length >= {self.way}; got {self.length}")
+        if self.counts == "exact" and self.length % self.way:
+            raise EpisodeError(
+                f"exact counts need a length that way divides; got way {self.way}, length {self.length}: "
+                f'choose length {self.length // self.way * self.way}, or counts="random"'
+            )
+
+
+Protocol = KShot | Stream

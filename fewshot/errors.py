@@ -1,0 +1,46 @@
+"""What can go wrong, as a tree; the command line turns any of these into one line and exit code 2.
+
+    FewshotError
+    ├── DataError        images or archives that are missing, damaged or not what they claim to be
+    ├── SplitError       class splits that are unknown, overlap or miss a side
+    ├── EpisodeError     episodes that the classes at hand cannot supply
+    ├── LearnerError     unknown learners, wrong options, unreadable checkpoints, broken promises
+    └── RecordError      suites and results that are malformed, unwritable or do not agree
+
+A message says what was asked, what there is, and the remedy.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class FewshotError(Exception):
+    """Wrong input: the base of everything that this package raises on purpose."""
+
+
+class DataError(FewshotError):
+    """Raised when images or archives are missing, damaged or not what they claim to be."""
+
+
+class SplitError(FewshotError):
+    """Raised when a class split is unknown, overlaps or misses a side."""
+
+
+class EpisodeError(FewshotError):
+    """Raised when the classes at hand cannot supply the episode asked for."""
+
+
+class LearnerError(FewshotError):
+    """Raised for unknown learners, wrong options, unreadable checkpoints and broken promises."""
+
+
+class RecordError(FewshotError):
+    """Raised when a suite or a results folder is malformed, unwritable or does not agree with itself."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """One line for a name that does not exist: the nearest known one if any is near, and all there are."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"unknown {kind} {name!r}: {hint}there is {', '.join(names) or 'none'}"

@@ -1,0 +1,101 @@
+"""Learner: the one interface between methods and protocols.
+
+A learner takes labelled images and then names others. What it has learned inside an episode is a *state*:
+a value that goes in and comes out and is never kept on the module, so that two episodes cannot meet and a
+query cannot teach another (design decision 3). A batch of episodes goes through side by side.
+
+To write your own, give `start`, `observe` and `predict` (or `adapt` instead of the first two, if streams
+do not matter); everything else has a default. `fewshot.check_learner` says whether the promises hold.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fewshot.episodes.batch import EpisodeBatch, KShotBatch, StreamBatch, Support
+
+State = Any
+"""What a learner knows inside a batch of episodes; a (nested) tuple of tensors with the batch first."""
+
+
+class Learner(nn.Module, ABC):
+    """A few-shot method. Subclasses are final; constructor keywords after image_shape and way are its options.
+
+    version: raised by hand when the method's figures may move.
+    transductive: whether a query's answer may depend on the other queries.
+    label_equivariant: whether permuting the labels permutes the logits exactly; elsewhere only accuracy stays.
+    fixed_way: whether the learner answers only the way it was built for.
+    batch_norm: "none"; "frozen" (statistics from training); "batch" (of the images shown together).
+    trainable: whether there is anything to train.
+    presentations: the presentations that the learner answers in a stream, None for all; where answering is
+        expensive, the record says which were asked.
+    """
+
+    version: ClassVar[int] = 1
+    transductive: ClassVar[bool] = False
+    label_equivariant: ClassVar[bool] = True
+    fixed_way: ClassVar[bool] = False
+    batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "none"
+    trainable: ClassVar[bool] = True
+    presentations: ClassVar[tuple[int, ...] | None] = None
+
+    def __init__(self, image_shape: tuple[int, int, int], way: int) -> None:
+        """image_shape: (channel, height, width); way: classes per episode, binding only where fixed_way."""
+        super().__init__()
+        self.image_shape = image_shape
+        self.way = way
+
+    @abstractmethod
+    def start(self, batch: int, way: int) -> State:
+        """The state before anything was seen, for `batch` episodes."""
+
+    @abstractmethod
+    def observe(self, state: State, image: Tensor, label: Tensor) -> State:
+        """Learn one labelled image per episode.
+
+        image: (batch, channel, height, width); label: (batch,).
+        """
+
+    @abstractmethod
+    def predict(self, state: State, images: Tensor) -> Tensor:
+        """Name images without learning from them.
+
+        images: (batch, image, channel, height, width) -> logits (batch, image, way).
+        """
+
+    def adapt(self, support: Support) -> State:
+        """The state after the whole support set; by default, its images observed in their order."""
+        state = self.start(len(support.images), support.way)
+        for step in range(support.images.shape[1]):
+            state = self.observe(state, support.images[:, step], support.labels[:, step])
+        return state
+
+    def stream(self, batch: StreamBatch) -> Tensor:
+        """Name each image, then be shown its label: (batch, length, way) logits.
+
+        Where `presentations` is given, the logits elsewhere are unspecified. Override it for speed only.
+        """
+        state = self.start(len(batch.images), batch.way)
+        logits = []
+        for step in range(batch.images.shape[1]):
+            image = batch.images[:, step]
+            logits.append(self.predict(state, image.unsqueeze(1)).squeeze(1))
+            state = self.observe(state, image, batch.labels[:, step])
+        return torch.stack(logits, dim=1)
+
+    def answer(self, batch: EpisodeBatch) -> Tensor:
+        """Logits for all that is asked: (batch, way * query, way) or (batch, length, way)."""
+        if isinstance(batch, KShotBatch):
+            return self.predict(self.adapt(batch.support), batch.query_images)
+        return self.stream(batch)
+
+    def loss(self, batch: EpisodeBatch) -> Tensor:
+        """What training minimises: by default the mean cross-entropy of all answers, in nats."""
+        labels = batch.query_labels if isinstance(batch, KShotBatch) else batch.labels
+        return F.cross_entropy(self.answer(batch).flatten(0, 1), labels.flatten())
+
+    def calibrate(self, batch: StreamBatch) -> None:  # noqa: B027  (a hook: most learners have nothing to set)
+        """Set, from a batch of streams over validation classes, whatever training does not (after it)."""
