@@ -47,7 +47,7 @@ class ClassPool:
         """Four classes for each upright one; class c turned r times is class r * len(self) + c."""
         if self.rotated:
             return self
-        channel, height, width = self.image_set.image_shape
+        _, height, width = self.image_set.image_shape
         if height != width:
             raise SplitError(
                 f"rotation by 90 degrees needs square images; {self.image_set.name} has {height}x{width}"

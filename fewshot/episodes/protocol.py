@@ -66,7 +66,7 @@ class Stream:
         if self.way < 2:
             raise EpisodeError(f"way must be at least 2, or there is nothing to tell apart; got {self.way}")
         if self.length < self.way:
-            raise EpisodeError(f"a stream of {self.way} classes needs length >= {self.way}; got {self.length}")
+            raise EpisodeError(f"{self.way} classes need a stream of length >= {self.way}; got {self.length}")
         if self.counts == "exact" and self.length % self.way:
             raise EpisodeError(
                 f"exact counts need a length that way divides; got way {self.way}, length {self.length}: "

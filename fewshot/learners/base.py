@@ -22,11 +22,11 @@ State = Any
 
 
 class Learner(nn.Module, ABC):
-    """A few-shot method. Subclasses are final; constructor keywords after image_shape and way are its options.
+    """A few-shot method. Subclasses are final; their constructor's keywords are the method's options.
 
     version: raised by hand when the method's figures may move.
     transductive: whether a query's answer may depend on the other queries.
-    label_equivariant: whether permuting the labels permutes the logits exactly; elsewhere only accuracy stays.
+    label_equivariant: whether permuting the labels permutes the logits exactly (else accuracy only stays).
     fixed_way: whether the learner answers only the way it was built for.
     batch_norm: "none"; "frozen" (statistics from training); "batch" (of the images shown together).
     trainable: whether there is anything to train.
@@ -97,5 +97,5 @@ class Learner(nn.Module, ABC):
         labels = batch.query_labels if isinstance(batch, KShotBatch) else batch.labels
         return F.cross_entropy(self.answer(batch).flatten(0, 1), labels.flatten())
 
-    def calibrate(self, batch: StreamBatch) -> None:  # noqa: B027  (a hook: most learners have nothing to set)
+    def calibrate(self, batch: StreamBatch) -> None:
         """Set, from a batch of streams over validation classes, whatever training does not (after it)."""
