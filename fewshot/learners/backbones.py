@@ -1,0 +1,86 @@
+"""Convolutional encoders shared by the learners: images in, flat features out.
+
+Conv4-64, the field's standard (Vinyals et al. 2016; Snell et al. 2017), is `widths=(64, 64, 64, 64)` with
+pooling: 64 features of a 28x28 image, 1600 of an 84x84 one.
+"""
+
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fewshot.errors import LearnerError
+
+Downsample = Literal["pool", "stride"]
+BatchNormMode = Literal["none", "frozen", "batch"]
+
+
+class ConvBlock(nn.Sequential):
+    """3x3 convolution, batch norm, ReLU; halves the image by 2x2 max-pooling or by the convolution's stride.
+
+    batch_norm: "frozen" uses the statistics of training when evaluating; "batch" always those of the images
+    shown together, which makes an answer depend on its neighbours; "none" leaves it out.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        *,
+        downsample: Downsample = "pool",
+        batch_norm: BatchNormMode = "frozen",
+    ) -> None:
+        stride = 2 if downsample == "stride" else 1
+        layers: list[nn.Module] = [
+            nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=batch_norm == "none")
+        ]
+        if batch_norm != "none":
+            layers.append(nn.BatchNorm2d(width, track_running_stats=batch_norm == "frozen"))
+        layers.append(nn.ReLU())
+        if downsample == "pool":
+            layers.append(nn.MaxPool2d(2))
+        super().__init__(*layers)
+
+
+class ConvBackbone(nn.Module):
+    """A stack of `ConvBlock`s, flattened: (..., channel, height, width) -> (..., output_size).
+
+    Works in channels-last memory format throughout: about twice as fast on a CPU, same answers.
+    Raises LearnerError where the image is too small to be halved once per block.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        widths: tuple[int, ...] = (64, 64, 64, 64),
+        *,
+        downsample: Downsample = "pool",
+        batch_norm: BatchNormMode = "frozen",
+    ) -> None:
+        super().__init__()
+        channels, height, width = image_shape
+        rounding = 1 if downsample == "stride" else 0  # a stride rounds odd sizes up, pooling rounds down
+        for _ in widths:
+            height, width = (height + rounding) // 2, (width + rounding) // 2
+        if not widths or min(height, width) < 1:
+            raise LearnerError(
+                f"{len(widths)} convolution blocks each halve the image, and {image_shape[1]}x{image_shape[2]} is "
+                f"too small for that: give fewer (at least one) widths or a larger image"
+            )
+        self.image_shape = image_shape
+        self.output_size = widths[-1] * height * width
+        self.blocks = nn.Sequential(
+            *(
+                ConvBlock(before, after, downsample=downsample, batch_norm=batch_norm)
+                for before, after in pairwise((channels, *widths))
+            )
+        )
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(..., channel, height, width) -> (..., output_size)."""
+        leading = images.shape[:-3]
+        flat = images.reshape(-1, *images.shape[-3:]).contiguous(memory_format=torch.channels_last)
+        features: Tensor = self.blocks(flat)
+        return features.reshape(*leading, self.output_size)
