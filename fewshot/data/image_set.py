@@ -6,9 +6,13 @@ the sets of characters: networks that start near zero then ignore the paper, and
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from fewshot.data.split import Split
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,3 +48,9 @@ class ImageSet:
     def images_per_class(self) -> Tensor:
         """(class,) int64."""
         return torch.diff(self.class_start)
+
+    def split(self, name: str) -> "Split":
+        """The split of that name; see `fewshot.data.splits.split_classes`."""
+        from fewshot.data.splits import split_classes  # splits are made of image sets
+
+        return split_classes(self, name)
