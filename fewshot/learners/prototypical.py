@@ -1,0 +1,101 @@
+"""Prototypical networks (Snell, Swersky and Zemel 2017, "Prototypical Networks for Few-shot Learning").
+
+A class is the mean of its images' features (equation 1); an image belongs to the class whose mean is
+nearest by squared Euclidean distance (equation 2). Nothing is learned inside an episode but the means.
+"""
+
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fewshot.episodes.batch import EpisodeBatch, KShotBatch, StreamBatch, Support
+from fewshot.learners.backbones import ConvBackbone
+from fewshot.learners.base import Learner
+from fewshot.learners.metric import best_new_score, counts_before, squared_distances, with_new_score
+
+
+class Prototypes(NamedTuple):
+    """sums: (batch, way, feature), of the features of each class's images; counts: (batch, way)."""
+
+    sums: Tensor
+    counts: Tensor
+
+    @property
+    def means(self) -> Tensor:
+        """(batch, way, feature); zero for a class not seen."""
+        return self.sums / self.counts.clamp(min=1).unsqueeze(-1)
+
+
+class Prototypical(Learner):
+    """Nearest class mean in a learned feature space; inductive, any way and shot."""
+
+    batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
+
+    new_score: Tensor
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        way: int,
+        *,
+        widths: tuple[int, ...] = (64, 64, 64, 64),
+    ) -> None:
+        """widths: channels of each convolution block of the backbone."""
+        super().__init__(image_shape, way)
+        self.backbone = ConvBackbone(image_shape, widths)
+        # Of the order of the distances of a fresh network, so that streams can be trained on uncalibrated.
+        self.register_buffer("new_score", torch.tensor(-float(self.backbone.output_size)))
+
+    def start(self, batch: int, way: int) -> Prototypes:
+        sums = self.new_score.new_zeros(batch, way, self.backbone.output_size)
+        return Prototypes(sums, sums.new_zeros(batch, way))
+
+    def observe(self, state: Prototypes, image: Tensor, label: Tensor) -> Prototypes:
+        shown = F.one_hot(label, state.counts.shape[1]).to(state.counts)
+        features = self.backbone(image)
+        return Prototypes(state.sums + shown.unsqueeze(-1) * features.unsqueeze(1), state.counts + shown)
+
+    def adapt(self, support: Support) -> Prototypes:
+        return _prototypes(self.backbone(support.images), support.labels, support.way)
+
+    def predict(self, state: Prototypes, images: Tensor) -> Tensor:
+        scores = -squared_distances(self.backbone(images), state.means)
+        return with_new_score(scores, state.counts.unsqueeze(1), self.new_score)
+
+    def stream(self, batch: StreamBatch) -> Tensor:
+        counts = counts_before(batch.labels, batch.way)
+        return with_new_score(self._stream_scores(batch), counts, self.new_score)
+
+    def loss(self, batch: EpisodeBatch) -> Tensor:
+        """Cross-entropy of the queries; support and query share one batch norm, as published."""
+        if not isinstance(batch, KShotBatch):
+            return super().loss(batch)
+        support = batch.support
+        features = self.backbone(torch.cat([support.images, batch.query_images], dim=1))
+        shown = support.images.shape[1]
+        means = _prototypes(features[:, :shown], support.labels, batch.way).means
+        logits = -squared_distances(features[:, shown:], means)
+        return F.cross_entropy(logits.flatten(0, 1), batch.query_labels.flatten())
+
+    @torch.no_grad()
+    def calibrate(self, batch: StreamBatch) -> None:
+        """Choose the new score with which these streams are answered best."""
+        self.new_score.copy_(best_new_score(self._stream_scores(batch), batch))
+
+    def _stream_scores(self, batch: StreamBatch) -> Tensor:
+        """(batch, length, way), from the images before each step; each image is embedded once."""
+        features = self.backbone(batch.images)
+        shown = F.one_hot(batch.labels, batch.way).to(features)
+        contributions = shown.unsqueeze(-1) * features.unsqueeze(2)
+        sums = contributions.cumsum(1) - contributions
+        before = Prototypes(sums.flatten(0, 1), counts_before(batch.labels, batch.way).flatten(0, 1))
+        scores = -squared_distances(features.flatten(0, 1).unsqueeze(1), before.means)
+        return scores.reshape(*batch.labels.shape, batch.way)
+
+
+def _prototypes(features: Tensor, labels: Tensor, way: int) -> Prototypes:
+    """features: (batch, image, feature); labels: (batch, image)."""
+    shown = F.one_hot(labels, way).to(features)
+    return Prototypes(shown.mT @ features, shown.sum(1))

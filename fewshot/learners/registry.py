@@ -1,0 +1,106 @@
+"""Learners by name: the ids of tables, suites and the command line.
+
+A variant is a suffix after a colon ("mann:no_tie"): a label for tables, the class is that before it. A
+learner of one's own is named "package.module:Class" (and may carry a variant too), or is registered.
+"""
+
+import importlib
+import inspect
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from fewshot.errors import LearnerError, unknown
+from fewshot.learners.base import Learner
+from fewshot.learners.count_guesser import CountGuesser
+from fewshot.learners.nearest_neighbour import NearestNeighbour
+from fewshot.learners.prototypical import Prototypical
+
+_CLASSES: dict[str, type[Learner]] = {
+    "count_guesser": CountGuesser,
+    "nearest_neighbour": NearestNeighbour,
+    "prototypical": Prototypical,
+}
+
+
+def learner_names() -> tuple[str, ...]:
+    """The registered ids, sorted."""
+    return tuple(sorted(_CLASSES))
+
+
+def register_learner(name: str, learner: type[Learner]) -> None:
+    """Make a learner of one's own known by name. Raises LearnerError where the name is taken or malformed."""
+    if not name.isidentifier():
+        raise LearnerError(f"a learner's name is letters, digits and underscores; got {name!r}")
+    if _CLASSES.setdefault(name, learner) is not learner:
+        raise LearnerError(f"learner {name!r} is {_CLASSES[name].__qualname__} already: choose another name")
+
+
+def learner_class(name: str) -> type[Learner]:
+    """The class behind a registered id or "package.module:Class", each with or without ":variant".
+
+    Raises LearnerError for a name that is neither.
+    """
+    base, _, rest = name.partition(":")
+    if base in _CLASSES:
+        return _CLASSES[base]
+    try:
+        found = getattr(importlib.import_module(base), rest.partition(":")[0]) if rest else None
+    except (ImportError, AttributeError) as error:
+        raise LearnerError(f"{unknown('learner', name, _CLASSES)}; and {error}") from None
+    if not (inspect.isclass(found) and issubclass(found, Learner)):
+        raise LearnerError(f'{unknown("learner", name, _CLASSES)}; or a Learner as "package.module:Class"')
+    return found
+
+
+def options_of(learner: type[Learner], options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """All options of a learner: its constructor's keywords, as given or else by default.
+
+    Raises LearnerError, in one line, for an option that the learner has not, or a value that does not fit.
+    """
+    given = dict(options or {})
+    model = _options_model(learner)
+    for name in given:
+        if name not in model.model_fields:
+            raise LearnerError(unknown(f"option of {learner.__name__}", name, model.model_fields))
+    try:
+        validated = model(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        got = f", got {first['input']!r}" if name in given else ""
+        raise LearnerError(f"option {name} of {learner.__name__}: {first['msg']}{got}") from None
+    return {name: getattr(validated, name) for name in model.model_fields}
+
+
+def build_learner(
+    name: str,
+    image_shape: tuple[int, int, int],
+    way: int,
+    options: Mapping[str, Any] | None = None,
+) -> Learner:
+    """A fresh learner; its weights come from torch's global random state, which the caller seeds.
+
+    image_shape: (channel, height, width). Raises LearnerError for an unknown name, option or value.
+    """
+    learner = learner_class(name)
+    return learner(image_shape, way, **options_of(learner, options))
+
+
+def _options_model(learner: type[Learner]) -> type[BaseModel]:
+    hints = typing.get_type_hints(learner.__init__)
+    fields: dict[str, Any] = {
+        parameter.name: (
+            hints.get(parameter.name, Any),
+            ... if parameter.default is parameter.empty else parameter.default,
+        )
+        for parameter in inspect.signature(learner.__init__).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    return create_model(
+        f"{learner.__name__}Options",
+        __config__=ConfigDict(arbitrary_types_allowed=True, protected_namespaces=()),
+        **fields,
+    )

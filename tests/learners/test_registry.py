@@ -1,0 +1,133 @@
+"""Learners by name: what is known, what is refused, and how options are read."""
+
+import sys
+import types
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from fewshot.errors import LearnerError
+from fewshot.learners import registry
+from fewshot.learners.base import Learner
+from fewshot.learners.prototypical import Prototypical
+from fewshot.learners.registry import (
+    build_learner,
+    learner_class,
+    learner_names,
+    options_of,
+    register_learner,
+)
+
+IMAGE_SHAPE = (1, 16, 16)
+
+
+class Own(Learner):
+    """A learner outside the package, with options of several types."""
+
+    def __init__(
+        self, image_shape: tuple[int, int, int], way: int, *, scale: float, sizes: tuple[int, ...] = (1, 2)
+    ) -> None:
+        super().__init__(image_shape, way)
+        self.scale = scale
+        self.sizes = sizes
+
+    def start(self, batch: int, way: int) -> Tensor:
+        return torch.zeros(batch, way)
+
+    def observe(self, state: Tensor, image: Tensor, label: Tensor) -> Tensor:
+        return state
+
+    def predict(self, state: Tensor, images: Tensor) -> Tensor:
+        return state.unsqueeze(1).expand(-1, images.shape[1], -1)
+
+
+@pytest.fixture
+def own_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("somebody.learners")
+    module.Own, module.number = Own, 7  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "somebody", types.ModuleType("somebody"))
+    monkeypatch.setitem(sys.modules, "somebody.learners", module)
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(registry, "_CLASSES", dict(registry._CLASSES))
+    register_learner("own", Own)
+    yield
+
+
+def test_every_id_of_the_issue_is_known() -> None:
+    expected = {"mann", "mann_paper", "lstm", "prototypical", "maml", "fomaml"}
+    assert set(learner_names()) == expected | {"nearest_neighbour", "count_guesser"}
+
+
+def test_a_variant_is_only_a_label() -> None:
+    assert learner_class("prototypical:wide") is learner_class("prototypical") is Prototypical
+
+
+def test_a_registered_learner_is_known(registered: None) -> None:
+    assert "own" in learner_names()
+    assert learner_class("own:variant") is Own
+    register_learner("own", Own)  # once more is harmless
+
+
+@pytest.mark.parametrize("name", ["prototypical", "with space", "a:b", ""])
+def test_names_that_are_taken_or_malformed_are_refused(registered: None, name: str) -> None:
+    with pytest.raises(LearnerError):
+        register_learner(name, Own)
+
+
+@pytest.mark.parametrize("name", ["somebody.learners:Own", "somebody.learners:Own:variant"])
+def test_a_learner_is_found_in_its_module(own_module: None, name: str) -> None:
+    assert learner_class(name) is Own
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("prototypcal", "did you mean 'prototypical'"),
+        ("prototypcal:wide", "did you mean 'prototypical'"),
+        ("somebody.learners", "package.module:Class"),
+        ("somebody.learners:Other", "Other"),
+        ("somebody.learners:number", "package.module:Class"),
+        ("nobody.anywhere:Own", "nobody"),
+        ("", "unknown learner ''"),
+    ],
+)
+def test_an_unknown_learner_is_one_line_with_the_nearest(own_module: None, name: str, says: str) -> None:
+    with pytest.raises(LearnerError) as caught:
+        learner_class(name)
+    assert says in str(caught.value)
+    assert "count_guesser" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_options_are_given_or_default() -> None:
+    assert options_of(Own, {"scale": 2}) == {"scale": 2.0, "sizes": (1, 2)}
+    assert options_of(Own, {"scale": 2, "sizes": [3]}) == {"scale": 2.0, "sizes": (3,)}  # TOML knows no tuple
+    assert options_of(Prototypical)["widths"] == (64, 64, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"scael": 1.0}, "unknown option of Own 'scael': did you mean 'scale'?"),
+        ({"scale": "wide"}, "option scale of Own"),
+        ({"scale": 1.0, "sizes": ["x"]}, "option sizes"),
+        ({}, "option scale of Own: Field required"),
+    ],
+)
+def test_wrong_options_are_one_line(options: dict[str, object], says: str) -> None:
+    with pytest.raises(LearnerError) as caught:
+        options_of(Own, options)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_learner_is_built_with_its_options() -> None:
+    learner = build_learner("prototypical:narrow", IMAGE_SHAPE, 7, {"widths": [8, 16]})
+    assert isinstance(learner, Prototypical)
+    assert learner.backbone.output_size == 16 * 4 * 4
+    assert (learner.image_shape, learner.way) == (IMAGE_SHAPE, 7)
