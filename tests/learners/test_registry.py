@@ -2,7 +2,6 @@
 
 import sys
 import types
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -52,10 +51,9 @@ def own_module(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_CLASSES", dict(registry._CLASSES))
     register_learner("own", Own)
-    yield
 
 
 def test_every_id_of_the_issue_is_known() -> None:
