@@ -1,0 +1,59 @@
+"""Small random distortions of each image, for training only (Santoro et al. 2016, section 4.1).
+
+They are drawn from the hash of (episode, image), so that a distorted episode is as reproducible as any other.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fewshot.episodes.hashing import fold, uniform
+from fewshot.errors import EpisodeError
+
+
+@dataclass(frozen=True)
+class Augment:
+    """How far an image may be distorted; each amount is uniform in plus or minus the limit given.
+
+    angle_degrees: rotation; 11.25 is the paper's pi / 16.
+    shift: translation, down and across, as a fraction of the side.
+    scale: change of size, as a fraction.
+    shear: slant, as the tangent of its angle.
+    """
+
+    angle_degrees: float = 11.25
+    shift: float = 0.1
+    scale: float = 0.0
+    shear: float = 0.0
+
+    def __post_init__(self) -> None:
+        limits = (("angle_degrees", 180.0), ("shift", 1.0), ("scale", 0.9), ("shear", 1.0))
+        for name, largest in limits:
+            value = getattr(self, name)
+            if not 0 <= value <= largest:
+                raise EpisodeError(f"augmentation's {name} must lie in 0..{largest:g}; got {value}")
+
+    def __call__(self, images: Tensor, keys: Tensor) -> Tensor:
+        """Distort each image, in one bilinear resampling; what comes in from outside is zero, the paper.
+
+        images: (..., channel, height, width) float, not yet normalised; keys: (...) int64 hashes.
+        """
+        flat = images.flatten(0, -4)
+        grid = F.affine_grid(self.matrices(keys.flatten()), list(flat.shape), align_corners=False)
+        return F.grid_sample(flat, grid, padding_mode="zeros", align_corners=False).view_as(images)
+
+    def matrices(self, keys: Tensor) -> Tensor:
+        """(image, 2, 3) float32 maps from output to input, in coordinates that span -1..1."""
+        draws = fold(keys.unsqueeze(1), torch.arange(5, device=keys.device))
+        angle, across, down, size, slant = (2 * uniform(draws) - 1).unbind(1)
+        angle = angle * math.radians(self.angle_degrees)
+        size = 1 / (1 + size * self.scale)
+        slant = slant * self.shear
+        cos, sin = size * angle.cos(), size * angle.sin()
+        # An image spans two units, so a shift by a fraction of the side is twice that fraction.
+        first = torch.stack((cos, cos * slant - sin, 2 * self.shift * across), dim=1)
+        second = torch.stack((sin, sin * slant + cos, 2 * self.shift * down), dim=1)
+        return torch.stack((first, second), dim=1)

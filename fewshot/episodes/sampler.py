@@ -1,0 +1,227 @@
+"""The sampler: episode i as a pure function of (class pool, protocol, episode seed, i).
+
+Nothing is drawn from a generator with state, so an episode is the same whatever the batch size, the device
+or what was drawn before (design decision 1). Four named streams of hashes decide shapes, classes, images and
+order; a fifth distorts the images in training. Everything is vectorised over the batch.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from fewshot.data.split import ClassPool
+from fewshot.episodes.augment import Augment
+from fewshot.episodes.batch import EpisodeBatch
+from fewshot.episodes.hashing import draw_distinct, fold, key_of, uniform_below
+from fewshot.episodes.protocol import KShot, Protocol, Stream, bounds
+from fewshot.episodes.source import EpisodeIndices, EpisodeSource, check_range, presentation
+from fewshot.errors import EpisodeError
+
+SAMPLER_VERSION = 1
+"""Raised by hand when the episodes behind recorded figures may move."""
+
+
+class EpisodeSampler(EpisodeSource):
+    """Endless episodes of one protocol over the classes of one pool.
+
+    The j-th class drawn gets label j. Draws are uniform over ordered tuples, so every permutation of labels
+    is equally likely. Classes and images are drawn without replacement: support and query never share an
+    image, and no drawing returns in a stream. (A turned class is a class of its own: where it meets its
+    parent in one episode, the same drawing may appear in both, turned.)
+    """
+
+    def __init__(
+        self,
+        pool: ClassPool,
+        protocol: Protocol,
+        episode_seed: int,
+        *,
+        augment: Augment | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Raises EpisodeError where the pool cannot supply the protocol."""
+        _check_supply(pool, protocol)
+        super().__init__(pool, device)
+        self.protocol = protocol
+        self.episode_seed = episode_seed
+        self.augment = augment
+        names = ("shapes", "classes", "images", "order", "augmentation")
+        meaning = _meaning(protocol)
+        self._keys = {name: key_of(pool.digest, meaning, episode_seed, name) for name in names}
+        self._first_image = pool.first_image.to(self.device)
+        self._images_per_class = pool.images_per_class.to(self.device)
+        self._most_images = int(pool.images_per_class.max())
+        # Classes side by side with their group's others, and where each group begins among them.
+        group = pool.group.to(self.device)
+        self._by_group = group.argsort(stable=True)
+        self._group = group[self._by_group]
+        self._group_size = torch.bincount(group)
+        self._group_start = self._group_size.cumsum(0) - self._group_size
+
+    def batch(self, start: int, count: int) -> EpisodeBatch:
+        indices = self.indices(start, count)
+        if self.augment is None:
+            return self.render(indices)
+        image = torch.arange(indices.images.shape[1], device=self.device)
+        keys = fold(self._episode_keys("augmentation", start, count).unsqueeze(1), image)
+        return self.render(indices, self.augment, keys)
+
+    def spans(self, start: int, count: int, batch_size: int) -> Iterator[tuple[int, int]]:
+        """As for any source; where way or shot varies, a batch ends where its block does."""
+        if isinstance(self.protocol, Stream) or not self.protocol.variable:
+            yield from super().spans(start, count, batch_size)
+            return
+        block, stop = self.protocol.block, start + count
+        while start < stop:
+            end = min(start + batch_size, (start // block + 1) * block, stop)
+            yield start, end - start
+            start = end
+
+    def indices(self, start: int, count: int) -> EpisodeIndices:
+        check_range(start, count)
+        protocol = self.protocol
+        if isinstance(protocol, Stream):
+            way, support = protocol.way, 0
+            class_ids = self._classes(start, count, way)
+            labels = self._stream_labels(start, class_ids)
+            nth = presentation(labels, way) - 1
+            draws = protocol.length // way if protocol.counts == "exact" else protocol.length
+        else:
+            way, shot = self._shape(start, count)
+            support, draws = way * shot, shot + protocol.query
+            class_ids = self._classes(start, count, way)
+            random = self._order(start, count, way * draws)
+            shown, asked = random[:, :support], random[:, support:]
+            items = torch.cat((shown.argsort(dim=1), support + asked.argsort(dim=1)), dim=1)
+            labels, nth = items % way, items // way
+        drawn = self._images_of(start, class_ids, min(draws, self._most_images))
+        episode = torch.arange(count, device=self.device).unsqueeze(1)
+        images = drawn[nth, episode, labels]
+        return EpisodeIndices(class_ids, images, self._turns[class_ids].gather(1, labels), labels, support)
+
+    def _episode_keys(self, stream: str, start: int, count: int) -> Tensor:
+        return fold(self._keys[stream], torch.arange(start, start + count, device=self.device))
+
+    def _shape(self, start: int, count: int) -> tuple[int, int]:
+        """way and shot of the episodes."""
+        assert isinstance(self.protocol, KShot)
+        (low_way, high_way), (low_shot, high_shot) = bounds(self.protocol.way), bounds(self.protocol.shot)
+        if not self.protocol.variable:
+            return low_way, low_shot
+        block = self.protocol.block
+        blocks = torch.arange(start // block, (start + count - 1) // block + 1)
+        keys = fold(fold(self._keys["shapes"], blocks), torch.arange(2).unsqueeze(1))
+        ways = low_way + uniform_below(keys[0], high_way - low_way + 1)
+        shots = low_shot + uniform_below(keys[1], high_shot - low_shot + 1)
+        shapes = sorted(set(zip(ways.tolist(), shots.tolist(), strict=True)))
+        if len(shapes) > 1:
+            listed = ", ".join(f"{way}-way {shot}-shot" for way, shot in shapes[:3])
+            raise EpisodeError(
+                f"episodes {start}..{start + count - 1} span blocks of {block} with different shapes "
+                f"({listed}): ask for them with batches()"
+            )
+        return shapes[0]
+
+    def _classes(self, start: int, count: int, way: int) -> Tensor:
+        """(batch, way) class ids, distinct."""
+        keys = self._episode_keys("classes", start, count)
+        random = fold(keys, torch.arange(way, device=self.device).unsqueeze(1))
+        if not self.protocol.within_group:
+            return draw_distinct(random, len(self.pool)).T.contiguous()
+        # A group's chance is proportional to its number of classes: so all classes are drawn equally often.
+        choices = self._group[self._group_size[self._group] >= way]
+        group = choices[uniform_below(fold(keys, torch.tensor(way, device=self.device)), len(choices))]
+        position = self._group_start[group] + draw_distinct(random, self._group_size[group])
+        return self._by_group[position].T.contiguous()
+
+    def _order(self, start: int, count: int, length: int) -> Tensor:
+        """(batch, length) hashes, by which an episode is ordered; no two of an episode are equal."""
+        keys = self._episode_keys("order", start, count).unsqueeze(1)
+        return fold(keys, torch.arange(length, device=self.device))
+
+    def _stream_labels(self, start: int, class_ids: Tensor) -> Tensor:
+        """(batch, length) labels."""
+        assert isinstance(self.protocol, Stream)
+        count, way = class_ids.shape
+        random = self._order(start, count, self.protocol.length)
+        if self.protocol.counts == "exact":
+            return random.argsort(dim=1) % way
+        labels = uniform_below(random, way)
+        # Rarely a class runs out of images; only then is its episode drawn step by step.
+        supply = self._images_per_class[class_ids]
+        short = (presentation(labels, way) > supply.gather(1, labels)).any(dim=1)
+        if short.any():
+            labels[short] = _draw_while_supplied(random[short], supply[short])
+        return labels
+
+    def _images_of(self, start: int, class_ids: Tensor, draws: int) -> Tensor:
+        """(draws, batch, way) rows of the image set, distinct in each class as far as its images reach."""
+        label = torch.arange(class_ids.shape[1], device=self.device)
+        keys = fold(self._episode_keys("images", start, len(class_ids)).unsqueeze(1), label)
+        random = fold(keys, torch.arange(draws, device=self.device).view(-1, 1, 1))
+        return self._first_image[class_ids] + draw_distinct(random, self._images_per_class[class_ids])
+
+
+def _draw_while_supplied(random: Tensor, supply: Tensor) -> Tensor:
+    """Labels (batch, length), each uniform among the classes that still have images.
+
+    random: (batch, length) hashes; supply: (batch, way) images of each class.
+    """
+    left = supply.clone()
+    labels = torch.empty_like(random)
+    for step in range(random.shape[1]):
+        available = left > 0
+        rank = uniform_below(random[:, step], available.sum(dim=1)).unsqueeze(1)
+        label = (available.cumsum(dim=1) > rank).int().argmax(dim=1, keepdim=True)
+        labels[:, step] = label.squeeze(1)
+        left.scatter_add_(1, label, torch.full_like(label, -1))
+    return labels
+
+
+def _meaning(protocol: Protocol) -> str:
+    """What of the protocol decides an episode, as text; a setting without effect stays out of the key."""
+    within = " within_group" if protocol.within_group else ""
+    if isinstance(protocol, Stream):
+        return f"stream way={protocol.way} length={protocol.length} counts={protocol.counts}{within}"
+    way, shot = bounds(protocol.way), bounds(protocol.shot)
+    block = f" block={protocol.block}" if protocol.variable else ""
+    return f"kshot way={way[0]}..{way[1]} shot={shot[0]}..{shot[1]} query={protocol.query}{within}{block}"
+
+
+def _check_supply(pool: ClassPool, protocol: Protocol) -> None:
+    """Raise EpisodeError where the pool has too few classes or images for the protocol."""
+    place = f"{pool.image_set.name}/{pool.split}/{pool.side}"
+    way = bounds(protocol.way)[1]
+    if len(pool) < way:
+        raise EpisodeError(
+            f"{way}-way needs {way} classes; {place} has {len(pool)}: lower way or choose another split"
+        )
+    largest = int(torch.bincount(pool.group).max())
+    if protocol.within_group and largest < way:
+        raise EpisodeError(
+            f"{way}-way within a group needs a group of {way} classes; the largest of {place} has {largest}: "
+            "lower way or draw across groups"
+        )
+    supply = pool.images_per_class
+    least = int(supply.min())
+    poorest = f"class {pool.class_name(int(supply.argmin()))} has {least} images"
+    if isinstance(protocol, KShot):
+        shot = bounds(protocol.shot)[1]
+        if least < shot + protocol.query:
+            raise EpisodeError(
+                f"{poorest}; {shot}-shot with {protocol.query} queries needs {shot + protocol.query}: "
+                "lower shot or query"
+            )
+    elif protocol.counts == "exact":
+        if least < protocol.length // protocol.way:
+            raise EpisodeError(
+                f"{poorest}; a stream of length {protocol.length} over {way} classes with exact counts needs "
+                f"{protocol.length // way}: lower length"
+            )
+    elif int(supply.sort().values[:way].sum()) < protocol.length:
+        fewest = int(supply.sort().values[:way].sum())
+        raise EpisodeError(
+            f"the {way} poorest classes of {place} have {fewest} images together; a stream of length "
+            f"{protocol.length} needs as many: lower length"
+        )

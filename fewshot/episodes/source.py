@@ -1,0 +1,135 @@
+"""Where episodes come from: integers first, images second.
+
+An episode is decided as integers (which class, which image, which label), and these are what its digest
+covers; pixels are gathered, turned and normalised afterwards. A source decides; this module does the rest, so
+that episodes drawn by the sampler and episodes read from a published list look the same to everyone.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fewshot.data.split import ClassPool
+from fewshot.episodes.augment import Augment
+from fewshot.episodes.batch import EpisodeBatch, KShotBatch, StreamBatch, Support
+from fewshot.errors import EpisodeError
+
+_DIGEST_BATCH = 256
+
+
+class EpisodeIndices(NamedTuple):
+    """Episodes of one shape, decided but without pixels; int64 tensors on the source's device.
+
+    class_ids: (batch, way), positions in the class pool, in the order of the labels;
+    images: (batch, image), rows of the image set, in the order in which they are shown;
+    turns: (batch, image), quarter turns counter-clockwise; labels: (batch, image);
+    support: how many of the images are the support set, the others being queries; 0 in a stream.
+    """
+
+    class_ids: Tensor
+    images: Tensor
+    turns: Tensor
+    labels: Tensor
+    support: int
+
+    @property
+    def way(self) -> int:
+        return self.class_ids.shape[1]
+
+
+class EpisodeSource(ABC):
+    """Episodes 0, 1, 2, ... over the classes of one pool. Each is the same whenever and however asked for."""
+
+    def __init__(self, pool: ClassPool, device: torch.device | str = "cpu") -> None:
+        """The images move to the device here, once; nothing is copied where they are there already."""
+        image_set = pool.image_set
+        self.pool = pool
+        self.device = torch.device(device)
+        self._images = image_set.images.to(self.device)
+        std = torch.tensor(image_set.std, device=self.device).view(-1, 1, 1)
+        mean = torch.tensor(image_set.mean, device=self.device).view(-1, 1, 1)
+        self._scale = 1 / (255 * std)
+        self._offset = -mean / std
+        self._turns = pool.quarter_turns.to(self.device)
+
+    @abstractmethod
+    def indices(self, start: int, count: int) -> EpisodeIndices:
+        """Episodes start..start+count-1 as integers. Raises EpisodeError where their shapes differ."""
+
+    @abstractmethod
+    def batch(self, start: int, count: int) -> EpisodeBatch:
+        """Episodes start..start+count-1 side by side. Raises EpisodeError where their shapes differ."""
+
+    def spans(self, start: int, count: int, batch_size: int) -> Iterator[tuple[int, int]]:
+        """(start, count) of the batches that cover the episodes, each of one shape."""
+        for first in range(start, start + count, batch_size):
+            yield first, min(batch_size, start + count - first)
+
+    def batches(self, start: int, count: int, batch_size: int) -> Iterator[EpisodeBatch]:
+        """Episodes start..start+count-1 in batches of at most batch_size, in order."""
+        for span in self.spans(start, count, batch_size):
+            yield self.batch(*span)
+
+    def digest(self, count: int) -> str:
+        """SHA-256 over the integers of episodes 0..count-1, in hexadecimal; the same on every machine."""
+        sha = hashlib.sha256()
+        for span in self.spans(0, count, _DIGEST_BATCH):
+            indices = self.indices(*span)
+            shape = torch.tensor([indices.way, indices.support, indices.labels.shape[1]], device=self.device)
+            parts = (shape.expand(len(indices.labels), -1), *indices[:4])
+            sha.update(torch.cat(parts, dim=1).cpu().numpy().astype("<i8").tobytes())
+        return sha.hexdigest()
+
+    def render(
+        self, indices: EpisodeIndices, augment: Augment | None = None, keys: Tensor | None = None
+    ) -> EpisodeBatch:
+        """The episodes with their images; keys: (batch, image) hashes, from which `augment` draws."""
+        class_ids, rows, turns, labels, support = indices
+
+        def images(first: int, last: int) -> Tensor:
+            pixels = self._gather(rows[:, first:last], turns[:, first:last])
+            if augment is not None and keys is not None:
+                pixels = augment(pixels, keys[:, first:last])
+            return pixels.mul_(self._scale).add_(self._offset)
+
+        last = rows.shape[1]
+        if not support:
+            return StreamBatch(
+                images(0, last), labels, presentation(labels, indices.way), class_ids, indices.way
+            )
+        shown = Support(images(0, support), labels[:, :support], indices.way)
+        return KShotBatch(shown, images(support, last), labels[:, support:], class_ids)
+
+    def _gather(self, rows: Tensor, turns: Tensor) -> Tensor:
+        """(batch, image, channel, height, width) float32 in 0..255, turned."""
+        pixels = self._images.index_select(0, rows.flatten())
+        if self.pool.rotated:
+            flat = turns.flatten()
+            for turn in (1, 2, 3):
+                chosen = (flat == turn).nonzero().squeeze(1)
+                pixels[chosen] = pixels[chosen].rot90(turn, (2, 3))
+        return pixels.view(*rows.shape, *pixels.shape[1:]).to(torch.float32)
+
+
+def presentation(labels: Tensor, way: int) -> Tensor:
+    """(batch, length) int64: how often each step's class has been shown, this step included."""
+    seen = F.one_hot(labels, way).cumsum(dim=1)
+    return seen.gather(2, labels.unsqueeze(2)).squeeze(2)
+
+
+def class_draws(episodes: EpisodeBatch | EpisodeIndices, classes: int) -> Tensor:
+    """(classes,) int64: in how many of the episodes each class of a pool of `classes` takes part."""
+    return torch.bincount(episodes.class_ids.flatten(), minlength=classes)
+
+
+def check_range(start: int, count: int) -> None:
+    """Raise EpisodeError unless start..start+count-1 are numbers of episodes."""
+    if start < 0 or count < 1:
+        raise EpisodeError(
+            f"episodes are numbered from 0 and come at least one at a time; got {start}, {count}"
+        )
