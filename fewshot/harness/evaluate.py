@@ -1,0 +1,203 @@
+"""Measure a learner on a fixed set of episodes, without changing it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Protocol as Interface
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fewshot.episodes.batch import EpisodeBatch, KShotBatch, StreamBatch, Support
+from fewshot.episodes.protocol import KShot, Protocol, bounds
+from fewshot.errors import EpisodeError, LearnerError
+from fewshot.harness.record import ANSWERS_SCHEMA, answer_columns
+from fewshot.harness.statistics import Accuracies, summarise
+from fewshot.learners.base import Learner
+
+DEFAULT_EPISODES = 1000
+PIXELS_AT_ONCE = 2**21
+"""Pixels (height x width) per batch: a first layer of 64 float32 channels then takes half a gigabyte."""
+
+
+class EpisodeSource(Interface):
+    """What `evaluate` needs of a sampler: episodes that are a function of their number."""
+
+    @property
+    def protocol(self) -> Protocol: ...
+
+    def batches(self, start: int, count: int, batch_size: int) -> Iterator[EpisodeBatch]: ...
+
+    def digest(self, count: int) -> str: ...
+
+
+@dataclass(frozen=True)
+class Evaluation(Accuracies):
+    """A learner's accuracies on a fixed set of episodes; `print` gives the line that people quote.
+
+    answers: one row per (episode, class, presentation or query group), with the columns of
+        `fewshot.harness.record.ANSWERS_SCHEMA`; presentations that were not asked have no row.
+    """
+
+    protocol: Protocol
+    episodes: int
+    episodes_digest: str
+    answers: pa.Table = field(repr=False)
+
+    def __str__(self) -> str:
+        interval = "" if self.ci95 is None else f" ± {100 * self.ci95:.1f}"
+        instances = "".join(
+            f"; {_ordinal(k)} presentation {100 * self.accuracy_by_instance[k]:.1f} %"
+            for k in (1, 2, 5, 10)
+            if k in self.accuracy_by_instance
+        )
+        return (
+            f"{_describe(self.protocol)}  {100 * self.accuracy:.1f}{interval} % "
+            f"(95 % CI over {self.episodes} episodes{instances})"
+        )
+
+
+def evaluate(
+    learner: Learner,
+    source: EpisodeSource,
+    episodes: int = DEFAULT_EPISODES,
+    *,
+    batch_size: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Answer episodes 0 to episodes - 1 of a source and say how accurately.
+
+    The answer is the label of the largest logit, the lowest of equals. The learner is in evaluation mode and
+    builds no graph (one that adapts by gradients enables them inside); afterwards every module's mode is what
+    it was. Episodes are answered on the learner's device.
+
+    batch_size: episodes side by side; the answers do not depend on it. By default as many as hold
+        PIXELS_AT_ONCE pixels.
+    on_progress: called with (episodes done, episodes in all) after each batch.
+
+    Raises LearnerError where the logits have the wrong shape or are not numbers.
+    """
+    if episodes < 1:
+        raise EpisodeError(f"an evaluation needs at least 1 episode; got {episodes}")
+    batch_size = batch_size or _default_batch_size(learner, source.protocol)
+    columns: list[dict[str, NDArray[np.int64]]] = []
+    done = 0
+    with _evaluating(learner):
+        for batch in source.batches(0, episodes, batch_size):
+            batch = _to_device(batch, learner)
+            columns.append(_answer(learner, batch, first_episode=done))
+            done += len(batch.class_ids)
+            if on_progress:
+                on_progress(done, episodes)
+    answers = _group({name: np.concatenate([part[name] for part in columns]) for name in columns[0]})
+    return Evaluation(
+        **vars(summarise(**answer_columns(answers))),
+        protocol=source.protocol,
+        episodes=episodes,
+        episodes_digest=source.digest(episodes),
+        answers=answers,
+    )
+
+
+def _answer(learner: Learner, batch: EpisodeBatch, first_episode: int) -> dict[str, NDArray[np.int64]]:
+    """Columns with one row per answer: episode, class_id, label, presentation, answer."""
+    if isinstance(batch, KShotBatch):
+        labels, presentation = batch.query_labels, torch.zeros_like(batch.query_labels)
+    else:
+        labels, presentation = batch.labels, batch.presentation
+    logits = learner.answer(batch)
+    if logits.shape != (*labels.shape, batch.way):
+        raise LearnerError(
+            f"{type(learner).__name__} answered with logits of shape {tuple(logits.shape)}; "
+            f"{(*labels.shape, batch.way)} (episode, answer, way) were asked: see fewshot.check_learner"
+        )
+    asked = torch.ones_like(labels, dtype=torch.bool)
+    if isinstance(batch, StreamBatch) and learner.presentations is not None:
+        asked = torch.isin(presentation, presentation.new_tensor(learner.presentations))
+    if bool(logits[asked].isnan().any()):
+        raise LearnerError(
+            f"{type(learner).__name__} answered with NaN for logits in episodes {first_episode} to "
+            f"{first_episode + len(labels) - 1}: its training diverged, or its weights are damaged"
+        )
+    episode = torch.arange(first_episode, first_episode + len(labels), device=labels.device)
+    rows = {
+        "episode": episode.unsqueeze(1).expand_as(labels),
+        "class_id": batch.class_ids.gather(1, labels),
+        "label": labels,
+        "presentation": presentation,
+        "answer": logits.argmax(dim=-1),
+    }
+    return {name: values[asked].cpu().numpy() for name, values in rows.items()}
+
+
+def _group(rows: dict[str, NDArray[np.int64]]) -> pa.Table:
+    """From one row per answer to one per (episode, class, presentation), with ANSWERS_SCHEMA."""
+    # A stable sort: the answers of a group stay in episode order.
+    order = np.lexsort((rows["presentation"], rows["label"], rows["episode"]))
+    rows = {name: values[order] for name, values in rows.items()}
+    keys = np.stack([rows["episode"], rows["label"], rows["presentation"]])
+    first = np.flatnonzero(np.r_[True, (keys[:, 1:] != keys[:, :-1]).any(axis=0)])
+    offsets = np.append(first, len(order))
+    columns = {name: rows[name][first] for name in ("episode", "class_id", "label", "presentation")}
+    columns["correct"] = np.add.reduceat(rows["answer"] == rows["label"], first, dtype=np.int64)
+    columns["count"] = np.diff(offsets)
+    answers = pa.ListArray.from_arrays(
+        pa.array(offsets, pa.int32()),
+        pa.array(rows["answer"], pa.int16()),
+        type=ANSWERS_SCHEMA.field("answers").type,
+    )
+    arrays = [pa.array(columns[f.name], f.type) for f in ANSWERS_SCHEMA if f.name != "answers"]
+    return pa.Table.from_arrays([*arrays, answers], schema=ANSWERS_SCHEMA)
+
+
+@contextmanager
+def _evaluating(learner: Learner) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards each module is back in the mode it was in."""
+    modes = [(module, module.training) for module in learner.modules()]
+    learner.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _to_device(batch: EpisodeBatch, learner: Learner) -> EpisodeBatch:
+    """The batch where the learner is; a learner without parameters and buffers is wherever the batch is."""
+    tensor = next(chain(learner.parameters(), learner.buffers()), None)
+    if tensor is None or tensor.device == batch.class_ids.device:
+        return batch
+
+    def move(value: Tensor | Support | int) -> Tensor | Support | int:
+        if isinstance(value, Support):
+            return Support(*(move(part) for part in value))  # type: ignore[arg-type]
+        return value.to(tensor.device) if isinstance(value, Tensor) else value
+
+    return type(batch)(*(move(part) for part in batch))  # type: ignore[arg-type]
+
+
+def _default_batch_size(learner: Learner, protocol: Protocol) -> int:
+    if isinstance(protocol, KShot):
+        images = bounds(protocol.way)[1] * (bounds(protocol.shot)[1] + protocol.query)
+    else:
+        images = protocol.length
+    _, height, width = learner.image_shape
+    return max(1, PIXELS_AT_ONCE // (images * height * width))
+
+
+def _describe(protocol: Protocol) -> str:
+    if isinstance(protocol, KShot):
+        way, shot = (
+            "-".join(str(end) for end in sorted(set(bounds(v)))) for v in (protocol.way, protocol.shot)
+        )
+        return f"{way}-way {shot}-shot"
+    return f"{protocol.way}-way stream of {protocol.length}, {protocol.counts} counts"
+
+
+def _ordinal(number: int) -> str:
+    return {1: "1st", 2: "2nd", 3: "3rd"}.get(number, f"{number}th")

@@ -1,0 +1,373 @@
+"""Records: what was measured, of what, by what; one JSON object per line, and the answers beside them.
+
+A results folder holds `records.jsonl` and, for each record, one Parquet file of answers. Nothing here needs
+torch: tables and plots read records in a moment, on machines that could not train.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+
+from fewshot.errors import RecordError
+
+RECORDS_FILE = "records.jsonl"
+LINE_REMEDY = "restore the line, or delete it and run again"
+
+ANSWERS_SCHEMA = pa.schema(
+    [
+        pa.field("episode", pa.int32(), nullable=False),
+        pa.field("class_id", pa.int32(), nullable=False),
+        pa.field("label", pa.int16(), nullable=False),
+        pa.field("presentation", pa.int16(), nullable=False),
+        pa.field("correct", pa.int16(), nullable=False),
+        pa.field("count", pa.int16(), nullable=False),
+        pa.field("answers", pa.list_(pa.field("element", pa.int16(), nullable=False)), nullable=False),
+    ]
+)
+"""One row per (episode, class, presentation or query group), sorted by episode, label and presentation.
+
+class_id: position in the class pool; label: the class's label in this episode; presentation: 0 for K-shot,
+else 1 for the first time the class is seen; correct of count answers are right; answers: the label answered
+for each query, in episode order. A presentation that was not asked has no row.
+"""
+
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+HalfWidth = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Range = int | tuple[int, int]
+
+
+class Record(BaseModel):
+    """One learner configuration, trained with one seed, measured under one protocol.
+
+    A field that a later version adds carries a default, so that older records stay readable.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    key: str
+    """`record_key` of what gives the result its meaning; one record per key in a folder."""
+    suite: str
+    """The suite's name, which is also the results folder's."""
+
+    learner: str
+    """Learner id of design section 4, with a variant after a colon: "mann:no_tie"."""
+    config: dict[str, Any]
+    """Options of the learner and of its training, as the suite gives them."""
+    backbone: str | None
+    """Network from image to features; None for learners on pixels."""
+    image_size: int
+    """Side of the square images, in pixels."""
+    dataset: str
+    """Dataset of the test episodes."""
+    split: str
+    """Class split of that dataset."""
+    side: Literal["test", "val"]
+    """Side of the split that the episodes are drawn from."""
+    rotated_test_classes: bool
+    """Whether classes turned by 90, 180 and 270 degrees are among the test classes."""
+    data_digest: str
+    """Digest of the class pool: images, split, side and rotation (SHA-256)."""
+
+    protocol: Literal["kshot", "stream"]
+    """Support and query, or a stream of images named before their label is shown."""
+    way: int
+    """Classes per episode."""
+    shot: int | None = None
+    """Support images per class; None for streams."""
+    query: int | None = None
+    """Query images per class; None for streams."""
+    length: int | None = None
+    """Images per stream; None for K-shot."""
+    counts: Literal["exact", "random"] | None = None
+    """How often each class comes in a stream; None for K-shot."""
+    labels: Literal["one_hot", "string"] | None = None
+    """How labels are shown in a stream; None for K-shot."""
+    within_group: bool = False
+    """Whether all classes of an episode come from one group (alphabet)."""
+    episodes: int = Field(gt=0)
+    """Number of test episodes."""
+    episode_seed: int
+    """Seed of the test episodes."""
+    episodes_digest: str
+    """Digest of the test episodes: images, turns, order and labels (SHA-256)."""
+
+    train_dataset: str | None
+    """Dataset trained on; None for learners that are not trained, like all train_* below."""
+    train_split: str | None
+    """Class split of the training dataset."""
+    train_protocol: Literal["kshot", "stream"] | None
+    """Protocol of the training episodes."""
+    train_way: Range | None
+    """Classes per training episode; (least, largest) where it varies."""
+    train_shot: Range | None
+    """Support images per class in training; (least, largest) where it varies; None for streams."""
+    train_seed: int | None
+    """Seed of weights and training episodes."""
+    train_steps: int | None
+    """Optimiser updates until the selected weights."""
+    train_episodes: int | None
+    """Training episodes until the selected weights."""
+    train_seconds: float | None
+    """Wall-clock time of the training, in seconds, validation included."""
+    train_classes_digest: str | None = None
+    """Digest of the trainer's log of every (side, class) drawn (SHA-256)."""
+    selection: str | None
+    """How the weights were chosen, on validation classes; None where there was no choice."""
+
+    device: str
+    """Where the episodes were answered: "cpu" or the accelerator's name."""
+    threads: int
+    """Threads that torch used."""
+    transductive: bool
+    """Whether a query's answer may depend on the other queries."""
+
+    accuracy: Fraction
+    """Correct answers over answers given, a fraction."""
+    accuracy_by_instance: dict[int, Fraction] = {}
+    """Stream: accuracy at each presentation of a class that the learner was asked at, a fraction."""
+    ci95: HalfWidth | None
+    """Half width of the 95 % interval over episodes, a fraction."""
+    ci95_classes: HalfWidth | None
+    """Half width of the 95 % interval over test classes crossed with episodes, a fraction."""
+    ci95_by_instance: dict[int, HalfWidth | None] = {}
+    """Stream: ci95 at each presentation."""
+    ci95_classes_by_instance: dict[int, HalfWidth | None] = {}
+    """Stream: ci95_classes at each presentation."""
+    answers: str | None = None
+    """Parquet file of the answers, relative to the results folder."""
+    answers_sha256: str | None = None
+    """SHA-256 of that file."""
+
+    checkpoint: str | None
+    """Weights that were measured, relative to the results folder; None where there are none."""
+    checkpoint_sha256: str | None
+    """SHA-256 of that file."""
+    commit: str | None
+    """Commit of the checkout that measured; None outside a checkout."""
+    dirty: bool | None
+    """Whether the package differed from that commit."""
+    versions: dict[str, str]
+    """Versions of python, fewshot, torch and numpy."""
+    method_versions: dict[str, int] = {}
+    """Integer versions of the learner, the sampler and the reader: raised by hand when figures may move."""
+    machine: dict[str, str | int] = {}
+    """CPU model, number of logical cores, platform."""
+    created: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
+    """When the record was made, UTC."""
+
+
+def record_key(meaning: Mapping[str, Any]) -> str:
+    """Sixteen hexadecimal digits of the SHA-256 of what gives a result its meaning (design decision 6).
+
+    meaning: nested mappings, lists and scalars; the order of keys does not matter.
+    """
+    text = json.dumps(meaning, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def check_writable(folder: Path) -> None:
+    """Create a results folder and try to write in it, before anything that takes long.
+
+    Raises RecordError where that fails.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise RecordError(_unwritable(folder, error)) from error
+
+
+def append_record(folder: Path, record: Record) -> None:
+    """Add a record to a results folder, in place of the one with the same key if there is one.
+
+    The file is replaced whole, so that a reader or a killed writer never leaves half a line. Lines of
+    other records are kept as they are.
+    """
+    path = folder / RECORDS_FILE
+    line = record.model_dump_json()
+    check_writable(folder)
+    with _locked(folder):
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        keys = [_parse(path, number, old)["key"] for number, old in enumerate(lines, 1)]
+        if record.key in keys:
+            lines[keys.index(record.key)] = line
+        else:
+            lines.append(line)
+        replace_file(path, "".join(f"{text}\n" for text in lines).encode())
+
+
+def read_records(folder: Path) -> list[Record]:
+    """The records of a results folder, in the order in which they were first added.
+
+    Fields that this version does not know are left out, so that older code reads newer records.
+    """
+    path = folder / RECORDS_FILE
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise RecordError(
+            f"no results in {folder}: there is no {RECORDS_FILE}; make them with `fewshot run`"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordError(f"cannot read {path}: {error}; restore the file") from error
+    records: dict[str, Record] = {}
+    for number, line in enumerate(lines, 1):
+        fields = _parse(path, number, line)
+        try:
+            record = Record.model_validate({k: v for k, v in fields.items() if k in Record.model_fields})
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise RecordError(f"{path}:{number}: field {where!r}: {first['msg']}; {LINE_REMEDY}") from error
+        if record.key in records:
+            raise RecordError(
+                f"{path}:{number}: key {record.key} is there twice; delete one of the two lines"
+            )
+        records[record.key] = record
+    return list(records.values())
+
+
+def write_answers(path: Path, table: pa.Table) -> str:
+    """Write the answers of one evaluation (ANSWERS_SCHEMA) as Parquet; return the file's SHA-256."""
+    sink = pa.BufferOutputStream()
+    # Measured against dictionaries, deltas and plain values: a sixth to a third smaller than the next best.
+    encoding = {"use_dictionary": False, "use_byte_stream_split": True}
+    pq.write_table(table.cast(ANSWERS_SCHEMA), sink, compression="zstd", compression_level=19, **encoding)
+    data = sink.getvalue().to_pybytes()
+    replace_file(path, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_answers(path: Path) -> pa.Table:
+    """The answers of one evaluation (ANSWERS_SCHEMA)."""
+    try:
+        return pq.read_table(path).cast(ANSWERS_SCHEMA)
+    except FileNotFoundError as error:
+        raise RecordError(f"no answers in {path}; restore the file or evaluate again") from error
+    except (OSError, pa.ArrowException, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise RecordError(f"cannot read the answers in {path}: {reason}; restore the file") from error
+
+
+def answer_columns(table: pa.Table) -> dict[str, NDArray[Any]]:
+    """The columns of answers that `statistics.summarise` takes, by name."""
+    names = ("episode", "class_id", "presentation", "correct", "count")
+    return {name: np.asarray(table[name].to_numpy()) for name in names}
+
+
+def provenance() -> dict[str, Any]:
+    """The fields commit, dirty, versions and machine of a record; they name no host, user or path.
+
+    Call it once when a process starts: later the checkout may differ from the code that is running.
+    """
+    commit, dirty = _checkout()
+    packages = ("fewshot", "torch", "numpy")
+    return {
+        "commit": commit,
+        "dirty": dirty,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "machine": {
+            "cpu": _cpu_model(),
+            "cores": os.cpu_count() or 1,
+            "platform": f"{platform.system()} {platform.machine()}",
+        },
+    }
+
+
+def _checkout() -> tuple[str, bool] | tuple[None, None]:
+    """Commit of the checkout that holds this package, and whether the package differs from it.
+
+    Only the package counts: a suite that is running changes the results folder, not the code.
+    """
+    package = Path(__file__).parents[1]
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=package, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "errors.py")  # the package may be installed in another checkout
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", "."))
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+
+
+def _cpu_model() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(line)
+    except ValueError as error:
+        raise RecordError(f"{path}:{number}: not a JSON object ({error}); {LINE_REMEDY}") from error
+    if not isinstance(fields, dict) or "key" not in fields:
+        raise RecordError(f"{path}:{number}: a record is a JSON object with a key; {LINE_REMEDY}")
+    return fields
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Replace a file whole: either the old one or the new one is there, also after a power cut."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise RecordError(_unwritable(path, error)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One writer at a time. The folder itself is locked, so that a killed process leaves no lock behind.
+
+    Where a system cannot lock a folder (Windows, some network file systems) there is no lock: one process
+    appends then.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _unwritable(path: Path, error: OSError) -> str:
+    return (
+        f"cannot write {path}: {error.strerror or error}; make it writable or choose another results folder"
+    )
