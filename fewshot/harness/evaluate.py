@@ -24,7 +24,7 @@ PIXELS_AT_ONCE = 2**21
 """Pixels (height x width) per batch: a first layer of 64 float32 channels then takes half a gigabyte."""
 
 
-class EpisodeSource(Interface):
+class NumberedEpisodes(Interface):
     """What `evaluate` needs of a sampler: episodes that are a function of their number."""
 
     @property
@@ -63,7 +63,7 @@ class Evaluation(Accuracies):
 
 def evaluate(
     learner: Learner,
-    source: EpisodeSource,
+    source: NumberedEpisodes,
     episodes: int = DEFAULT_EPISODES,
     *,
     batch_size: int | None = None,

@@ -194,6 +194,26 @@ def check_writable(folder: Path) -> None:
         raise RecordError(_unwritable(folder, error)) from error
 
 
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file whole, making its folder where missing: the old or the new one is there, even after a crash.
+
+    Raises RecordError where it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise RecordError(_unwritable(path, error)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
 def append_record(folder: Path, record: Record) -> None:
     """Add a record to a results folder, in place of the one with the same key if there is one.
 
@@ -204,7 +224,7 @@ def append_record(folder: Path, record: Record) -> None:
     line = record.model_dump_json()
     check_writable(folder)
     with _locked(folder):
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        lines = _lines(path) if path.exists() else []
         keys = [_parse(path, number, old)["key"] for number, old in enumerate(lines, 1)]
         if record.key in keys:
             lines[keys.index(record.key)] = line
@@ -220,7 +240,7 @@ def read_records(folder: Path) -> list[Record]:
     """
     path = folder / RECORDS_FILE
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = _lines(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise RecordError(
             f"no results in {folder}: there is no {RECORDS_FILE}; make them with `fewshot run`"
@@ -300,7 +320,11 @@ def _checkout() -> tuple[str, bool] | tuple[None, None]:
 
     def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", *arguments], cwd=package, check=True, capture_output=True, text=True
+            ["git", "--no-optional-locks", *arguments],
+            cwd=package,
+            check=True,
+            capture_output=True,
+            text=True,
         ).stdout.strip()
 
     try:
@@ -319,6 +343,11 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
+def _lines(path: Path) -> list[str]:
+    """Not str.splitlines: that also splits at characters that JSON leaves as they are."""
+    return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+
+
 def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         fields = json.loads(line)
@@ -327,23 +356,6 @@ def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
     if not isinstance(fields, dict) or "key" not in fields:
         raise RecordError(f"{path}:{number}: a record is a JSON object with a key; {LINE_REMEDY}")
     return fields
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Replace a file whole: either the old one or the new one is there, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise RecordError(_unwritable(path, error)) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 @contextlib.contextmanager
