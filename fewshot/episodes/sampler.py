@@ -5,8 +5,6 @@ or what was drawn before (design decision 1). Four named streams of hashes decid
 order; a fifth distorts the images in training. Everything is vectorised over the batch.
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -42,8 +40,9 @@ class EpisodeSampler(EpisodeSource):
     ) -> None:
         """Raises EpisodeError where the pool cannot supply the protocol."""
         _check_supply(pool, protocol)
-        super().__init__(pool, device)
-        self.protocol = protocol
+        super().__init__(pool, protocol, device)
+        if isinstance(protocol, KShot) and protocol.variable:
+            self.shape_block = protocol.block
         self.episode_seed = episode_seed
         self.augment = augment
         names = ("shapes", "classes", "images", "order", "augmentation")
@@ -66,17 +65,6 @@ class EpisodeSampler(EpisodeSource):
         image = torch.arange(indices.images.shape[1], device=self.device)
         keys = fold(self._episode_keys("augmentation", start, count).unsqueeze(1), image)
         return self.render(indices, self.augment, keys)
-
-    def spans(self, start: int, count: int, batch_size: int) -> Iterator[tuple[int, int]]:
-        """As for any source; where way or shot varies, a batch ends where its block does."""
-        if isinstance(self.protocol, Stream) or not self.protocol.variable:
-            yield from super().spans(start, count, batch_size)
-            return
-        block, stop = self.protocol.block, start + count
-        while start < stop:
-            end = min(start + batch_size, (start // block + 1) * block, stop)
-            yield start, end - start
-            start = end
 
     def indices(self, start: int, count: int) -> EpisodeIndices:
         check_range(start, count)

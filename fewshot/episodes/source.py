@@ -7,7 +7,7 @@ that episodes drawn by the sampler and episodes read from a published list look 
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from fewshot.data.split import ClassPool
 from fewshot.episodes.augment import Augment
 from fewshot.episodes.batch import EpisodeBatch, KShotBatch, StreamBatch, Support
+from fewshot.episodes.protocol import Protocol
 from fewshot.errors import EpisodeError
 
 _DIGEST_BATCH = 256
@@ -41,14 +42,25 @@ class EpisodeIndices(NamedTuple):
     def way(self) -> int:
         return self.class_ids.shape[1]
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> "EpisodeIndices":
+        """The same change made to every tensor."""
+        class_ids, images, turns, labels, support = self
+        return EpisodeIndices(change(class_ids), change(images), change(turns), change(labels), support)
+
 
 class EpisodeSource(ABC):
-    """Episodes 0, 1, 2, ... over the classes of one pool. Each is the same whenever and however asked for."""
+    """Episodes 0, 1, 2, ... over the classes of one pool. Each is the same whenever and however asked for.
 
-    def __init__(self, pool: ClassPool, device: torch.device | str = "cpu") -> None:
+    shape_block: where shapes vary, each run of so many episodes has one shape; None: all have the same.
+    """
+
+    shape_block: int | None = None
+
+    def __init__(self, pool: ClassPool, protocol: Protocol, device: torch.device | str = "cpu") -> None:
         """The images move to the device here, once; nothing is copied where they are there already."""
         image_set = pool.image_set
         self.pool = pool
+        self.protocol = protocol
         self.device = torch.device(device)
         self._images = image_set.images.to(self.device)
         std = torch.tensor(image_set.std, device=self.device).view(-1, 1, 1)
@@ -67,8 +79,15 @@ class EpisodeSource(ABC):
 
     def spans(self, start: int, count: int, batch_size: int) -> Iterator[tuple[int, int]]:
         """(start, count) of the batches that cover the episodes, each of one shape."""
-        for first in range(start, start + count, batch_size):
-            yield first, min(batch_size, start + count - first)
+        check_range(start, count)
+        if batch_size < 1:
+            raise EpisodeError(f"a batch holds at least one episode; got batch_size {batch_size}")
+        stop = start + count
+        while start < stop:
+            border = stop if self.shape_block is None else (start // self.shape_block + 1) * self.shape_block
+            end = min(start + batch_size, border, stop)
+            yield start, end - start
+            start = end
 
     def batches(self, start: int, count: int, batch_size: int) -> Iterator[EpisodeBatch]:
         """Episodes start..start+count-1 in batches of at most batch_size, in order."""
@@ -107,12 +126,16 @@ class EpisodeSource(ABC):
 
     def _gather(self, rows: Tensor, turns: Tensor) -> Tensor:
         """(batch, image, channel, height, width) float32 in 0..255, turned."""
-        pixels = self._images.index_select(0, rows.flatten())
-        if self.pool.rotated:
-            flat = turns.flatten()
-            for turn in (1, 2, 3):
-                chosen = (flat == turn).nonzero().squeeze(1)
-                pixels[chosen] = pixels[chosen].rot90(turn, (2, 3))
+        if not self.pool.rotated:
+            pixels = self._images.index_select(0, rows.flatten())
+        else:
+            # In order of turns, whole runs of images turn at once; then each goes back to its place.
+            order = turns.flatten().argsort()
+            runs = torch.bincount(turns.flatten(), minlength=4).tolist()
+            sorted_pixels = self._images.index_select(0, rows.flatten()[order])
+            parts = torch.split(sorted_pixels, runs)
+            turned = torch.cat([part.rot90(turn, (2, 3)) for turn, part in enumerate(parts)])
+            pixels = turned.index_select(0, order.argsort())
         return pixels.view(*rows.shape, *pixels.shape[1:]).to(torch.float32)
 
 
