@@ -36,24 +36,26 @@ class Augment:
             if not 0 <= value <= largest:
                 raise EpisodeError(f"augmentation's {name} must lie in 0..{largest:g}; got {value}")
 
-    def __call__(self, images: Tensor, keys: Tensor) -> Tensor:
-        """Distort each image, in one bilinear resampling; what comes in from outside is zero, the paper.
-
-        images: (..., channel, height, width) float, not yet normalised; keys: (...) int64 hashes.
-        """
-        flat = images.flatten(0, -4)
-        grid = F.affine_grid(self.matrices(keys.flatten()), list(flat.shape), align_corners=False)
-        return F.grid_sample(flat, grid, padding_mode="zeros", align_corners=False).view_as(images)
-
-    def matrices(self, keys: Tensor) -> Tensor:
-        """(image, 2, 3) float32 maps from output to input, in coordinates that span -1..1."""
-        draws = fold(keys.unsqueeze(1), torch.arange(5, device=keys.device))
-        angle, across, down, size, slant = (2 * uniform(draws) - 1).unbind(1)
+    def maps(self, keys: Tensor) -> Tensor:
+        """(..., 2, 3) float32 affine maps, drawn from int64 hashes (...)."""
+        draws = fold(keys.unsqueeze(-1), torch.arange(5, device=keys.device))
+        angle, across, down, size, slant = (2 * uniform(draws) - 1).unbind(-1)
         angle = angle * math.radians(self.angle_degrees)
         size = 1 / (1 + size * self.scale)
         slant = slant * self.shear
         cos, sin = size * angle.cos(), size * angle.sin()
         # An image spans two units, so a shift by a fraction of the side is twice that fraction.
-        first = torch.stack((cos, cos * slant - sin, 2 * self.shift * across), dim=1)
-        second = torch.stack((sin, sin * slant + cos, 2 * self.shift * down), dim=1)
-        return torch.stack((first, second), dim=1)
+        first = torch.stack((cos, cos * slant - sin, 2 * self.shift * across), dim=-1)
+        second = torch.stack((sin, sin * slant + cos, 2 * self.shift * down), dim=-1)
+        return torch.stack((first, second), dim=-2)
+
+
+def warp(images: Tensor, maps: Tensor) -> Tensor:
+    """Distort each image, in one bilinear resampling; what comes in from outside is zero, the paper.
+
+    images: (..., channel, height, width) float, not yet normalised; maps: (..., 2, 3) from output to input,
+    in coordinates that span -1..1 over the image.
+    """
+    flat = images.flatten(0, -4)
+    grid = F.affine_grid(maps.flatten(0, -3), list(flat.shape), align_corners=False)
+    return F.grid_sample(flat, grid, padding_mode="zeros", align_corners=False).view_as(images)

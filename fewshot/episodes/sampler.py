@@ -64,7 +64,7 @@ class EpisodeSampler(EpisodeSource):
             return self.render(indices)
         image = torch.arange(indices.images.shape[1], device=self.device)
         keys = fold(self._episode_keys("augmentation", start, count).unsqueeze(1), image)
-        return self.render(indices, self.augment, keys)
+        return self.render(indices, self.augment.maps(keys))
 
     def indices(self, start: int, count: int) -> EpisodeIndices:
         check_range(start, count)

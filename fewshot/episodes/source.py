@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewshot.data.split import ClassPool
-from fewshot.episodes.augment import Augment
+from fewshot.episodes.augment import warp
 from fewshot.episodes.batch import EpisodeBatch, KShotBatch, StreamBatch, Support
 from fewshot.episodes.protocol import Protocol
 from fewshot.errors import EpisodeError
@@ -104,16 +104,14 @@ class EpisodeSource(ABC):
             sha.update(torch.cat(parts, dim=1).cpu().numpy().astype("<i8").tobytes())
         return sha.hexdigest()
 
-    def render(
-        self, indices: EpisodeIndices, augment: Augment | None = None, keys: Tensor | None = None
-    ) -> EpisodeBatch:
-        """The episodes with their images; keys: (batch, image) hashes, from which `augment` draws."""
+    def render(self, indices: EpisodeIndices, maps: Tensor | None = None) -> EpisodeBatch:
+        """The episodes with their images; maps: (batch, image, 2, 3), where images are to be distorted."""
         class_ids, rows, turns, labels, support = indices
 
         def images(first: int, last: int) -> Tensor:
             pixels = self._gather(rows[:, first:last], turns[:, first:last])
-            if augment is not None and keys is not None:
-                pixels = augment(pixels, keys[:, first:last])
+            if maps is not None:
+                pixels = warp(pixels, maps[:, first:last])
             return pixels.mul_(self._scale).add_(self._offset)
 
         last = rows.shape[1]
