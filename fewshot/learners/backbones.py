@@ -65,8 +65,8 @@ class ConvBackbone(nn.Module):
             height, width = (height + rounding) // 2, (width + rounding) // 2
         if not widths or min(height, width) < 1:
             raise LearnerError(
-                f"{len(widths)} convolution blocks each halve the image, and {image_shape[1]}x{image_shape[2]} is "
-                f"too small for that: give fewer (at least one) widths or a larger image"
+                f"{len(widths)} convolution blocks, each halving the image, do not fit "
+                f"{image_shape[1]}x{image_shape[2]}: give fewer widths (at least one) or a larger image"
             )
         self.image_shape = image_shape
         self.output_size = widths[-1] * height * width

@@ -1,0 +1,32 @@
+"""The control experiment: the memory-augmented network's encoder and LSTM, without a memory.
+
+Santoro et al. 2016 compare with it; what the memory adds is the difference to `Mann` at equal budgets.
+"""
+
+from typing import Literal
+
+from torch import nn
+
+from fewshot.learners.backbones import ConvBackbone, Downsample
+from fewshot.learners.recurrent import RecurrentLearner
+from fewshot.memory.cell import ControllerCell
+
+
+class Lstm(RecurrentLearner):
+    """An LSTM over (embedding, previous label)."""
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        way: int,
+        *,
+        widths: tuple[int, ...] = (32, 32, 64),
+        downsample: Downsample = "stride",
+        batch_norm: Literal["none", "frozen"] = "none",
+        embedding_size: int = 64,
+        hidden_size: int = 200,
+    ) -> None:
+        cell = ControllerCell(embedding_size, way, controller="lstm", hidden_size=hidden_size)
+        backbone = ConvBackbone(image_shape, widths, downsample=downsample, batch_norm=batch_norm)
+        encoder = nn.Sequential(backbone, nn.Linear(backbone.output_size, embedding_size))
+        super().__init__(image_shape, way, encoder=encoder, cell=cell)

@@ -1,0 +1,60 @@
+"""The memory-augmented network, made strong: Santoro et al. 2016 (arXiv:1605.06065), with four departures.
+
+Convolutions see the images; reading has a learned sharpness (as in the neural Turing machine, Graves et al.
+2014); every write head has a slot and an add vector of its own; and the tied content path of
+`fewshot.memory.cell` joins what an image is stored under to what it is looked up with. `MannPaper` is the
+network as published.
+"""
+
+from typing import Literal
+
+from torch import nn
+
+from fewshot.learners.backbones import ConvBackbone, Downsample
+from fewshot.learners.recurrent import RecurrentLearner
+from fewshot.memory.cell import MemoryCell
+from fewshot.memory.controllers import ControllerKind
+from fewshot.memory.lrua import LeastUsed
+
+
+class Mann(RecurrentLearner):
+    """Memory-augmented network with a convolutional encoder."""
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        way: int,
+        *,
+        widths: tuple[int, ...] = (32, 32, 64),
+        downsample: Downsample = "stride",
+        batch_norm: Literal["none", "frozen"] = "none",
+        embedding_size: int = 64,
+        controller: ControllerKind = "lstm",
+        hidden_size: int = 200,
+        num_slots: int = 128,
+        word_size: int = 40,
+        read_heads: int = 4,
+        usage_decay: float = 0.99,
+        least_used: LeastUsed = "per_head",
+        strength_offset: float = 5.0,
+        gate_bias: float = 0.0,
+        tie: bool = True,
+    ) -> None:
+        cell = MemoryCell(
+            embedding_size,
+            way,
+            controller=controller,
+            hidden_size=hidden_size,
+            num_slots=num_slots,
+            word_size=word_size,
+            read_heads=read_heads,
+            usage_decay=usage_decay,
+            least_used=least_used,
+            add_vector="apart",
+            strength_offset=strength_offset,
+            gate_bias=gate_bias,
+            tie=tie,
+        )
+        backbone = ConvBackbone(image_shape, widths, downsample=downsample, batch_norm=batch_norm)
+        encoder = nn.Sequential(backbone, nn.Linear(backbone.output_size, embedding_size))
+        super().__init__(image_shape, way, encoder=encoder, cell=cell)

@@ -1,0 +1,43 @@
+"""The memory-augmented network as published: Santoro et al. 2016, arXiv:1605.06065.
+
+Raw pixels, a memory of 128 words of 40 numbers, four heads that write what they look up with, one mask of
+least used slots for all of them, a bare cosine, and an LSTM of 200 units (a feedforward controller did far
+worse). It is here to compare with, not to win.
+"""
+
+from torch import nn
+
+from fewshot.learners.recurrent import RecurrentLearner
+from fewshot.memory.cell import MemoryCell
+from fewshot.memory.controllers import ControllerKind
+
+
+class MannPaper(RecurrentLearner):
+    """Memory-augmented network, to the letter of the paper."""
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        way: int,
+        *,
+        controller: ControllerKind = "lstm",
+        hidden_size: int = 200,
+        usage_decay: float = 0.99,
+    ) -> None:
+        channel, height, width = image_shape
+        cell = MemoryCell(
+            channel * height * width,
+            way,
+            controller=controller,
+            hidden_size=hidden_size,
+            num_slots=128,
+            word_size=40,
+            read_heads=4,
+            usage_decay=usage_decay,
+            least_used="shared",
+            add_vector="key",
+            strength_offset=None,
+            gate_bias=0.0,
+            tie=False,
+        )
+        super().__init__(image_shape, way, encoder=nn.Flatten(-3), cell=cell)

@@ -1,0 +1,88 @@
+"""Learners that read one image at a time, each with the label of the image before (Santoro et al. 2016).
+
+At step t the network sees (image_t, label_{t-1}) and names image_t. So a label is taken in one step late:
+after `observe` the state holds the label shown last as pending, and the next image, whether to be learned
+or only to be named, arrives together with it. A query is answered by one such step from its own copy of the
+state, and the copy is dropped: no query learns from another.
+"""
+
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fewshot.episodes.batch import StreamBatch, Support
+from fewshot.errors import LearnerError
+from fewshot.learners.base import Learner
+from fewshot.memory.cell import ControllerCell, MemoryCell
+
+
+class RecurrentState(NamedTuple):
+    """cell: the cell's own state; pending: (batch, way), the last label as one-hot, or zeros at first."""
+
+    cell: Any
+    pending: Tensor
+
+
+class RecurrentLearner(Learner):
+    """An encoder of images, a cell, and a linear read-out; subclasses choose the first two."""
+
+    fixed_way: ClassVar[bool] = True
+    label_equivariant: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        way: int,
+        *,
+        encoder: nn.Module,
+        cell: ControllerCell | MemoryCell,
+    ) -> None:
+        super().__init__(image_shape, way)
+        self.encoder = encoder
+        self.cell = cell
+        self.output = nn.Linear(cell.output_size, way)
+
+    def start(self, batch: int, way: int) -> RecurrentState:
+        """Raises LearnerError for another way than the learner was built for."""
+        if way != self.way:
+            raise LearnerError(
+                f"{type(self).__name__} was built for {self.way}-way episodes and cannot answer {way}-way "
+                f"ones: train one with way {way}"
+            )
+        return RecurrentState(self.cell.start(batch), self.output.weight.new_zeros(batch, way))
+
+    def observe(self, state: RecurrentState, image: Tensor, label: Tensor) -> RecurrentState:
+        return self._run(state, image.unsqueeze(1), label.unsqueeze(1))[1]
+
+    def predict(self, state: RecurrentState, images: Tensor) -> Tensor:
+        batch, count = images.shape[:2]
+        cell, pending = _repeat(state, count)
+        inputs = self.encoder(images).reshape(batch * count, 1, -1)
+        outputs, _ = self.cell(cell, inputs, pending.unsqueeze(1))
+        logits: Tensor = self.output(outputs)
+        return logits.reshape(batch, count, self.way)
+
+    def adapt(self, support: Support) -> RecurrentState:
+        state = self.start(len(support.images), support.way)
+        return self._run(state, support.images, support.labels)[1]
+
+    def stream(self, batch: StreamBatch) -> Tensor:
+        state = self.start(len(batch.images), batch.way)
+        logits: Tensor = self.output(self._run(state, batch.images, batch.labels)[0])
+        return logits
+
+    def _run(self, state: RecurrentState, images: Tensor, labels: Tensor) -> tuple[Tensor, RecurrentState]:
+        """Go through images (batch, step, ...) and labels (batch, step): outputs, and the state after."""
+        shown = F.one_hot(labels, self.way).to(state.pending.dtype)
+        previous = torch.cat([state.pending.unsqueeze(1), shown[:, :-1]], dim=1)
+        outputs, cell = self.cell(state.cell, self.encoder(images), previous)
+        return outputs, RecurrentState(cell, shown[:, -1])
+
+
+def _repeat(state: Any, count: int) -> Any:
+    """Every tensor of a nested named tuple with each episode `count` times, side by side."""
+    if isinstance(state, Tensor):
+        return state.repeat_interleave(count, dim=0)
+    return type(state)(*(_repeat(part, count) for part in state))

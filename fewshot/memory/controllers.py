@@ -1,0 +1,81 @@
+"""Controllers: what decides, step by step, what the memory does.
+
+Both read (input, previous reads, state) and give (output, state). What depends on the input alone is a
+projection of its own, so that a whole sequence is projected at once, outside the loop over steps.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+ControllerKind = Literal["lstm", "feedforward"]
+
+
+class ControllerState(NamedTuple):
+    """What a controller keeps between steps, (batch, hidden) each; a feedforward one keeps width 0."""
+
+    hidden: Tensor
+    cell: Tensor
+
+
+class LstmController(nn.Module):
+    """LSTM without peepholes (Gers et al. 2000), fed with the reads as well."""
+
+    def __init__(self, input_size: int, reads_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.input_gates = nn.Linear(input_size, 4 * hidden_size)
+        self.recurrent_gates = nn.Linear(hidden_size + reads_size, 4 * hidden_size, bias=False)
+
+    def start(self, batch: int) -> ControllerState:
+        zeros = self.recurrent_gates.weight.new_zeros(batch, self.hidden_size)
+        return ControllerState(zeros, zeros)
+
+    def project(self, inputs: Tensor) -> Tensor:
+        """(..., input) -> (..., 4 * hidden): the inputs' share of the gates."""
+        gates: Tensor = self.input_gates(inputs)
+        return gates
+
+    def forward(
+        self, projected: Tensor, reads: Tensor, state: ControllerState
+    ) -> tuple[Tensor, ControllerState]:
+        """projected: (batch, 4 * hidden); reads: (batch, reads) -> output (batch, hidden), new state."""
+        recurrent = torch.cat([state.hidden, reads], dim=-1)
+        gates = torch.addmm(projected, recurrent, self.recurrent_gates.weight.t())
+        # One sigmoid for the three gates, which lie side by side before the candidate.
+        size = self.hidden_size
+        keep, write, show = torch.sigmoid(gates[:, : 3 * size]).chunk(3, dim=-1)
+        cell = torch.addcmul(keep * state.cell, write, torch.tanh(gates[:, 3 * size :]))
+        hidden = show * torch.tanh(cell)
+        return hidden, ControllerState(hidden, cell)
+
+
+class FeedforwardController(nn.Module):
+    """One hidden layer with ReLU: all it knows of the past comes from the memory's reads."""
+
+    def __init__(self, input_size: int, reads_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.input_layer = nn.Linear(input_size, hidden_size)
+        self.recurrent_layer = nn.Linear(reads_size, hidden_size, bias=False)
+
+    def start(self, batch: int) -> ControllerState:
+        empty = self.recurrent_layer.weight.new_zeros(batch, 0)
+        return ControllerState(empty, empty)
+
+    def project(self, inputs: Tensor) -> Tensor:
+        """(..., input) -> (..., hidden)."""
+        projected: Tensor = self.input_layer(inputs)
+        return projected
+
+    def forward(
+        self, projected: Tensor, reads: Tensor, state: ControllerState
+    ) -> tuple[Tensor, ControllerState]:
+        """projected: (batch, hidden); reads: (batch, reads) -> output (batch, hidden), the empty state."""
+        return torch.relu(torch.addmm(projected, reads, self.recurrent_layer.weight.t())), state
+
+
+CONTROLLERS: dict[ControllerKind, type[LstmController] | type[FeedforwardController]] = {
+    "lstm": LstmController,
+    "feedforward": FeedforwardController,
+}
