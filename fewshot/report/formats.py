@@ -1,0 +1,181 @@
+"""A table that people read, and how it is written: Markdown, LaTeX, HTML or text for a terminal."""
+
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import jinja2
+from rich import box
+from rich.console import Console
+from rich.table import Table as TerminalTable
+
+from fewshot.report.results import TRANSDUCTIVE_MARK
+
+TERMINAL_COLUMNS = 100
+
+
+@dataclass(frozen=True)
+class Row:
+    """A learner's figures, or the published ones beneath them; a cell is empty where there is none."""
+
+    label: str
+    cells: tuple[str, ...]
+    published: bool = False
+
+
+@dataclass
+class ResultTable:
+    """What one test set says: learners as rows, settings or presentations as columns."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def text(tables: list[ResultTable]) -> str:
+    """Plain text that fits a terminal of TERMINAL_COLUMNS columns."""
+    stream = io.StringIO()
+    console = Console(file=stream, width=TERMINAL_COLUMNS, no_color=True, highlight=False, markup=False)
+    for table in tables:
+        drawn = TerminalTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+        drawn.add_column("learner")
+        for column in table.columns:
+            drawn.add_column(column, justify="right", no_wrap=True)
+        for row in table.rows:
+            drawn.add_row(f"  {row.label}" if row.published else row.label, *row.cells)
+        console.print(table.title)
+        console.print(drawn)
+        for note in table.notes:
+            console.print(note)
+        console.print()
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
+
+
+def markdown(tables: list[ResultTable]) -> str:
+    """GitHub's Markdown, one list of notes beneath each table."""
+
+    def line(cells: Iterable[str]) -> str:
+        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+    parts = []
+    for table in tables:
+        rows = [
+            (f"*{row.label}*", *(f"*{cell}*" if cell else "" for cell in row.cells))
+            if row.published
+            else (row.label, *row.cells)
+            for row in table.rows
+        ]
+        grid = [line(("learner", *table.columns)), line(("---", *("---:" for _ in table.columns)))]
+        grid += [line(row) for row in rows]
+        notes = [f"- {note}" for note in table.notes]
+        parts.append("\n".join([f"**{table.title}**", "", *grid, "", *notes]))
+    return "\n\n".join(parts) + "\n"
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "·": r"$\cdot$",
+    "–": "--",
+    TRANSDUCTIVE_MARK: r"\dag{}",
+}
+
+_LATEX_TEMPLATE = r"""((* for table in tables *))
+\begin{table}
+  \centering
+  \caption{((( table.title | latex )))}
+  \begin{tabular}{l((( "r" * table.columns | length )))}
+    \toprule
+    ((( (("learner",) + table.columns) | cells ))) \\
+    \midrule
+((* for row in table.rows *))
+    ((* if row.published *))\quad ((* endif *))((( ((row.label,) + row.cells) | cells ))) \\
+((* endfor *))
+    \bottomrule
+  \end{tabular}
+
+  \smallskip
+  \begin{minipage}{\linewidth}\footnotesize
+((* for note in table.notes *))
+    ((( note | latex )))\par
+((* endfor *))
+  \end{minipage}
+\end{table}
+
+((* endfor *))
+"""
+
+_HTML_TEMPLATE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<title>fewshot results</title>
+<style>
+  body { font: 15px/1.4 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; }
+  h2 { font-size: 1.05em; margin: 2em 0 .5em; }
+  table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+  th, td { padding: .2em .9em; text-align: right; white-space: nowrap; }
+  th:first-child { text-align: left; font-weight: normal; }
+  thead th { border-bottom: 1px solid; font-weight: 600; }
+  tr.published { font-style: italic; opacity: .75; }
+  tr.published th { padding-left: 2em; }
+  ul { font-size: .87em; padding-left: 1.2em; }
+</style>
+{% for table in tables %}
+<section>
+<h2>{{ table.title }}</h2>
+<table>
+<thead><tr>
+<th scope="col">learner</th>{% for column in table.columns %}<th scope="col">{{ column }}</th>{% endfor %}
+</tr></thead>
+<tbody>
+{% for row in table.rows %}
+<tr{% if row.published %} class="published"{% endif %}>
+<th scope="row">{{ row.label }}</th>{% for cell in row.cells %}<td>{{ cell }}</td>{% endfor %}
+</tr>
+{% endfor %}
+</tbody>
+</table>
+<ul>
+{% for note in table.notes %}
+<li>{{ note }}</li>
+{% endfor %}
+</ul>
+</section>
+{% endfor %}
+</html>
+"""
+
+
+def latex(tables: list[ResultTable]) -> str:
+    """One table environment each; needs the package booktabs."""
+    environment = jinja2.Environment(
+        block_start_string="((*",
+        block_end_string="*))",
+        variable_start_string="(((",
+        variable_end_string=")))",
+        trim_blocks=True,
+    )
+    environment.filters["latex"] = _latex_escaped
+    environment.filters["cells"] = lambda cells: " & ".join(map(_latex_escaped, cells))
+    return environment.from_string(_LATEX_TEMPLATE).render(tables=tables).strip() + "\n"
+
+
+def _latex_escaped(text: str) -> str:
+    return "".join(_LATEX.get(letter, letter) for letter in text)
+
+
+def html(tables: list[ResultTable]) -> str:
+    """A page that stands alone."""
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(_HTML_TEMPLATE).render(tables=tables) + "\n"

@@ -1,0 +1,175 @@
+"""Figures that others have published, and which of them stands beside a figure of ours.
+
+`published.csv` holds accuracies in per cent, each with its protocol, backbone, transduction, where it was
+read (`source`), and a confidence: "low" rows were recalled, or are doubtful for the reason in `note`.
+Santoro's figures are stream figures only: the 82.8 and 94.9 that later papers cite as "5-way 1-shot and
+5-shot" are presentations 2 and 5 of a stream, which is another task, and are left out as such.
+
+A published figure stands beside ours where method, dataset, protocol, labels, way, and shot or presentation
+are the same and the backbones are of one family (any four-block convolution; ResNet-12; ...). Methods that
+are themselves recurrent networks on pixels (MANN, LSTM) need no common family. Validation classes, another
+training dataset and variants ("mann:no_tie") have no published counterpart. Where several figures qualify,
+the one with our transduction comes first, then the method's own paper (`original`), then the earliest.
+Figures of low confidence are used from the method's own paper only, and say so. What still differs is
+listed by `differences`.
+"""
+
+import csv
+import re
+from functools import cache
+from importlib.resources import files
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from fewshot.harness.record import Record
+
+PAPER_NAMES = {
+    "mann": "MANN",
+    "mann_paper": "MANN",
+    "mann_ntm": "MANN-NTM",
+    "key_value": "MemoryModule",
+    "lstm": "LSTM",
+    "feedforward": "Feedforward",
+    "prototypical": "ProtoNet",
+    "matching": "MatchingNet",
+    "relation": "RelationNet",
+    "siamese": "Siamese",
+    "maml": "MAML",
+    "fomaml": "FOMAML",
+    "anil": "ANIL",
+    "metasgd": "MetaSGD",
+    "reptile": "Reptile",
+    "ridge": "R2D2",
+    "baseline": "Baseline",
+    "baseline_pp": "Baseline++",
+    "simpleshot": "SimpleShot",
+    "meta_baseline": "Meta-Baseline",
+    "nearest_feature": "NearestNeighbour",
+}
+"""Learner id -> the method's name in published.csv; that of `nearest_neighbour` depends on the protocol."""
+
+ANY_BACKBONE = {"mann", "mann_paper", "mann_ntm", "key_value", "lstm", "feedforward"}
+
+
+class Published(BaseModel):
+    """One figure of a paper or a repository; accuracy and ci95 in per cent. None or "" where not stated."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    learner: str
+    variant: str = ""
+    paper: str
+    table: str = ""
+    year: int
+    original: bool
+    dataset: str
+    split: str = ""
+    rotated_test_classes: bool | None = None
+    protocol: Literal["kshot", "stream", "within_alphabet"]
+    labels: str = ""
+    way: int
+    shot: int | None = None
+    instance: int | None = None
+    backbone: str
+    family: str
+    transductive: bool | None = None
+    accuracy: float
+    ci95: float | None = None
+    confidence: Literal["high", "low"]
+    note: str = ""
+    source: str
+
+    @property
+    def citation(self) -> str:
+        """ "Santoro et al. 2016, Table 1", with the doubt where there is one."""
+        cited = f"{self.paper}, {self.table}" if self.table else self.paper
+        return f"{cited} ({self.note})" if self.confidence == "low" else cited
+
+
+@cache
+def load_published() -> tuple[Published, ...]:
+    """All published figures of the package, in the file's order."""
+    text = files("fewshot.report").joinpath("published.csv").read_text(encoding="utf-8")
+    rows = csv.DictReader(text.splitlines())
+    return tuple(Published.model_validate({name: cell for name, cell in row.items() if cell}) for row in rows)
+
+
+def find_published(record: Record, instance: int | None = None) -> Published | None:
+    """The published figure that stands beside a record's, or None.
+
+    instance: the presentation in a stream; None for K-shot.
+    """
+    name = _paper_name(record)
+    if name is None or record.side != "test" or record.train_dataset not in (None, record.dataset):
+        return None
+    protocol = "within_alphabet" if record.within_group else record.protocol
+    candidates = [
+        row
+        for row in load_published()
+        if (row.learner, row.dataset, row.protocol) == (name, record.dataset, protocol)
+        and (row.way, row.shot, row.instance) == (record.way, record.shot, instance)
+        and row.labels == (record.labels or "")
+        and (record.learner in ANY_BACKBONE or row.family == backbone_family(record.backbone))
+        and (row.original or row.confidence == "high")
+    ]
+    return min(
+        candidates,
+        key=lambda row: (
+            row.transductive not in (None, record.transductive),
+            not row.original,
+            row.confidence == "low",
+            row.year,
+        ),
+        default=None,
+    )
+
+
+def human_stream(dataset: str, way: int, labels: str) -> dict[int, Published]:
+    """People's accuracy by presentation (Santoro et al. 2016, Table 1); empty for another task."""
+    return {
+        row.instance: row
+        for row in load_published()
+        if (row.learner, row.protocol) == ("Human", "stream")
+        and (row.dataset, row.way, row.labels) == (dataset, way, labels)
+        and row.instance is not None
+    }
+
+
+def differences(record: Record, published: Published) -> tuple[str, ...]:
+    """How the published setting is known to differ from the record's, in a few words about each."""
+    found = []
+    if published.split and published.split != record.split:
+        found.append(f"split {published.split}")
+    if published.rotated_test_classes not in (None, record.rotated_test_classes):
+        found.append(
+            "turned test classes count as classes"
+            if published.rotated_test_classes
+            else "upright test classes only"
+        )
+    if _plain(published.backbone) != _plain(record.backbone):
+        found.append(f"backbone {published.backbone}")
+    if published.transductive not in (None, record.transductive):
+        found.append("transductive" if published.transductive else "inductive")
+    if published.variant and not published.variant.startswith("transductive"):
+        found.append(published.variant)
+    if record.counts is not None:
+        found.append("counts per class not stated")
+    return tuple(found)
+
+
+def backbone_family(backbone: str | None) -> str:
+    """The family of a backbone's name: "conv4-64" -> "conv4", "resnet12" -> "resnet12", None -> "none"."""
+    name = _plain(backbone)
+    match = re.match(r"conv\d|resnet\d+|wrn\d+|mlp|none", name)
+    return match[0] if match else name
+
+
+def _paper_name(record: Record) -> str | None:
+    if record.learner == "nearest_neighbour":
+        return "kNN" if record.protocol == "stream" else "Pixels"
+    return PAPER_NAMES.get(record.learner)
+
+
+def _plain(backbone: str | None) -> str:
+    return re.sub(r"[^a-z0-9]", "", (backbone or "none").lower())

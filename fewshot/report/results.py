@@ -1,0 +1,236 @@
+"""Results: records of the same configuration merged over training seeds, in the order people read them."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import fmean
+from typing import NamedTuple
+
+from fewshot.errors import RecordError
+from fewshot.harness.record import Record, record_key
+
+LEARNERS = (
+    "mann",
+    "mann_paper",
+    "mann_ntm",
+    "mann_dnc",
+    "mann_sparse",
+    "key_value",
+    "attention",
+    "lstm",
+    "feedforward",
+    "prototypical",
+    "matching",
+    "relation",
+    "siamese",
+    "maml",
+    "fomaml",
+    "anil",
+    "metasgd",
+    "reptile",
+    "ridge",
+    "logistic",
+    "baseline",
+    "baseline_pp",
+    "simpleshot",
+    "meta_baseline",
+)
+"""Learner ids in the order of rows; a learner of one's own comes after them, before REFERENCES."""
+
+REFERENCES = ("nearest_feature", "nearest_neighbour", "count_guesser")
+"""Learners that learn little or nothing, at the foot of every table."""
+
+TRANSDUCTIVE_MARK = "†"
+
+# What a record measures and how its learner was made, except for the training seed.
+_MEANING = (
+    "suite",
+    "learner",
+    "backbone",
+    "image_size",
+    "dataset",
+    "split",
+    "side",
+    "rotated_test_classes",
+    "data_digest",
+    "protocol",
+    "way",
+    "shot",
+    "query",
+    "length",
+    "counts",
+    "labels",
+    "within_group",
+    "episodes",
+    "episodes_digest",
+    "train_dataset",
+    "train_split",
+    "train_protocol",
+    "train_way",
+    "train_shot",
+    "transductive",
+    "config",
+)
+
+
+class Figure(NamedTuple):
+    """An accuracy with half widths of its 95 % intervals over episodes and over test classes, in per cent."""
+
+    accuracy: float
+    ci95: float | None
+    ci95_classes: float | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """One learner configuration under one protocol.
+
+    record: one of the merged records, for what they have in common.
+    figures: by presentation for a stream; under None for K-shot.
+    """
+
+    record: Record
+    train_seeds: int
+    figures: dict[int | None, Figure]
+
+
+def merge_seeds(records: Iterable[Record]) -> list[Result]:
+    """Merge records that differ by training seed only: the mean accuracy and the mean half widths.
+
+    The seeds answer the same episodes, so that their errors may go together: the mean half width is then
+    an upper bound of the mean's own, and says nothing about other training seeds.
+
+    Raises RecordError where there are no records.
+    """
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        fields = record.model_dump(include=set(_MEANING), mode="json")
+        groups.setdefault(json.dumps(fields, sort_keys=True), []).append(record)
+    if not groups:
+        raise RecordError("no records to report: make some with `fewshot run benchmarks/<suite>.toml`")
+    results = [_merge(group) for group in groups.values()]
+    return sorted(results, key=lambda result: _order(result.record))
+
+
+def learner_rank(learner: str) -> tuple[int, str]:
+    """Where a learner stands among others: by method, variants after the plain one."""
+    base = learner.partition(":")[0]
+    if base in REFERENCES:
+        return len(LEARNERS) + 1 + REFERENCES.index(base), learner
+    return LEARNERS.index(base) if base in LEARNERS else len(LEARNERS), learner
+
+
+def row_labels(results: Iterable[Result]) -> list[str]:
+    """What each result's row is called among these: the learner, and whatever else tells it from the others.
+
+    Results with the same label belong into one row: no two of them share a setting.
+    """
+    results = list(results)
+    labels = [_plain_label(result.record) for result in results]
+    sizes = {result.record.image_size for result in results}
+    if len(sizes) > 1:
+        labels = [f"{label} {_size(result)}" for label, result in zip(labels, results, strict=True)]
+    for describe in (_backbone, _training, _configuration, _key):
+        crowded = _crowded(labels, results)
+        labels = [
+            f"{label}{describe(result)}" if label in crowded else label
+            for label, result in zip(labels, results, strict=True)
+        ]
+    return [
+        f"{label} {TRANSDUCTIVE_MARK}" if result.record.transductive else label
+        for label, result in zip(labels, results, strict=True)
+    ]
+
+
+def training(record: Record) -> str:
+    """The training episodes of a trained learner: "20-way 1-shot episodes" or "5-way streams"."""
+    if record.train_protocol == "stream":
+        return f"{_span(record.train_way)}-way streams"
+    return f"{_span(record.train_way)}-way {_span(record.train_shot)}-shot episodes"
+
+
+def _merge(group: list[Record]) -> Result:
+    """The mean over training seeds; a presentation counts where every seed was asked at it."""
+
+    def mean(values: list[float | None]) -> float | None:
+        known = [100 * value for value in values if value is not None]
+        return fmean(known) if len(known) == len(values) else None
+
+    figures: dict[int | None, Figure] = {}
+    if group[0].protocol == "kshot":
+        figures[None] = Figure(
+            100 * fmean(record.accuracy for record in group),
+            mean([record.ci95 for record in group]),
+            mean([record.ci95_classes for record in group]),
+        )
+    else:
+        asked = set.intersection(*(set(record.accuracy_by_instance) for record in group))
+        for k in sorted(asked):
+            figures[k] = Figure(
+                100 * fmean(record.accuracy_by_instance[k] for record in group),
+                mean([record.ci95_by_instance.get(k) for record in group]),
+                mean([record.ci95_classes_by_instance.get(k) for record in group]),
+            )
+    return Result(group[0], len({record.train_seed for record in group}), figures)
+
+
+def _order(record: Record) -> tuple[object, ...]:
+    return (
+        record.dataset,
+        record.split,
+        record.side,
+        record.protocol,
+        record.rotated_test_classes,
+        record.counts or "",
+        record.labels or "",
+        record.way,
+        record.shot or 0,
+        learner_rank(record.learner),
+        record.train_dataset not in (None, record.dataset),
+        record.train_dataset or "",
+        record.transductive,
+    )
+
+
+def _plain_label(record: Record) -> str:
+    elsewhere = record.train_dataset not in (None, record.dataset)
+    return f"{record.learner} (trained on {record.train_dataset})" if elsewhere else record.learner
+
+
+def _crowded(labels: list[str], results: list[Result]) -> set[str]:
+    """Labels under which two results share a setting, or transduction differs."""
+    seen: dict[str, list[tuple[object, ...]]] = {}
+    for label, result in zip(labels, results, strict=True):
+        record = result.record
+        key = f"{label}{TRANSDUCTIVE_MARK}" if record.transductive else label
+        setting = (record.rotated_test_classes, record.counts, record.way, record.shot, record.labels)
+        seen.setdefault(key, []).append(setting)
+    return {
+        key.removesuffix(TRANSDUCTIVE_MARK)
+        for key, settings in seen.items()
+        if len(settings) > len(set(settings))
+    }
+
+
+def _size(result: Result) -> str:
+    return f"{result.record.image_size}×{result.record.image_size}"
+
+
+def _backbone(result: Result) -> str:
+    return f", {result.record.backbone}" if result.record.backbone else ""
+
+
+def _training(result: Result) -> str:
+    return f", trained on {training(result.record)}" if result.record.train_protocol else ""
+
+
+def _configuration(result: Result) -> str:
+    return f", configuration {record_key(result.record.config)[:6]}"
+
+
+def _key(result: Result) -> str:
+    return f", record {result.record.key[:6]}"
+
+
+def _span(value: int | tuple[int, int] | None) -> str:
+    return f"{value[0]}–{value[1]}" if isinstance(value, tuple) else str(value)

@@ -1,0 +1,287 @@
+"""Tables: the long one that programs read, and those that people read.
+
+A table that people read is built once (`tables`) and then written as Markdown, LaTeX, HTML or plain text for
+a terminal of 100 columns. Rows of transductive learners carry a mark, published figures stand in a row of
+their own beneath ours, and notes say what every ± means and how the published setting differs.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pandas as pd
+
+from fewshot.errors import RecordError, unknown
+from fewshot.harness.record import Record
+from fewshot.report.formats import ResultTable, Row, html, latex, markdown, text
+from fewshot.report.published import differences, find_published
+from fewshot.report.results import (
+    TRANSDUCTIVE_MARK,
+    Figure,
+    Result,
+    learner_rank,
+    merge_seeds,
+    row_labels,
+    training,
+)
+
+PRESENTATIONS = (1, 2, 3, 5, 10)
+"""The presentations that people read; the long table has all."""
+
+COLUMNS = (
+    "suite",
+    "dataset",
+    "split",
+    "side",
+    "rotated_test_classes",
+    "image_size",
+    "backbone",
+    "protocol",
+    "way",
+    "shot",
+    "instance",
+    "counts",
+    "labels",
+    "learner",
+    "train_dataset",
+    "train_protocol",
+    "accuracy",
+    "ci95",
+    "ci95_classes",
+    "episodes",
+    "train_seeds",
+    "transductive",
+    "published",
+    "published_source",
+    "gap",
+)
+"""The columns of the long table (design section 4)."""
+
+_WRITERS = {"text": text, "md": markdown, "latex": latex, "html": html}
+FORMATS = ("csv", *_WRITERS)
+
+_INTEGERS = ("image_size", "way", "shot", "instance", "episodes", "train_seeds")
+_PERCENTAGES = ("accuracy", "ci95", "ci95_classes", "published", "gap")
+
+
+def long_table(records: Iterable[Record]) -> pd.DataFrame:
+    """One row per learner configuration and setting (COLUMNS), a stream giving one row per presentation.
+
+    Accuracies in per cent, to two digits; means over training seeds; gap is ours minus the published figure.
+    Raises RecordError where there are no records.
+    """
+    rows = [
+        _long_row(result, instance, figure)
+        for result in merge_seeds(records)
+        for instance, figure in result.figures.items()
+    ]
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    return frame.astype(dict.fromkeys(_INTEGERS, "Int64") | dict.fromkeys(_PERCENTAGES, "Float64"))
+
+
+def render(records: Iterable[Record], format: str) -> str:
+    """The records as "csv" (the long table), "md", "latex", "html" or "text".
+
+    Raises RecordError for another format and where there are no records.
+    """
+    if format == "csv":
+        return long_table(records).to_csv(index=False, lineterminator="\n")
+    if format not in _WRITERS:
+        raise RecordError(unknown("format", format, FORMATS))
+    return _WRITERS[format](tables(records))
+
+
+def tables(records: Iterable[Record]) -> list[ResultTable]:
+    """The tables that people read: K-shot first, then streams.
+
+    One K-shot table per test set and training dataset, one stream table per test set, way and counts.
+    Learners that are not trained stand in every table of their test set.
+    """
+    results = merge_seeds(records)
+    kshot = [result for result in results if result.record.protocol == "kshot"]
+    stream = [result for result in results if result.record.protocol == "stream"]
+    made = []
+    for test_set in _grouped(kshot, _test_set):
+        trained_on = dict.fromkeys(r.record.train_dataset for r in test_set if r.record.train_dataset)
+        for dataset in trained_on or [None]:
+            chosen = [r for r in test_set if r.record.train_dataset in (None, dataset)]
+            made.append(_kshot_table(chosen, dataset))
+    made += [_stream_table(group) for group in _grouped(stream, _stream_setting)]
+    return made
+
+
+def _long_row(result: Result, instance: int | None, figure: Figure) -> dict[str, Any]:
+    record = result.record
+    published = find_published(record, instance)
+    row: dict[str, Any] = {name: getattr(record, name) for name in COLUMNS if name in Record.model_fields}
+    row |= {
+        "instance": instance,
+        "accuracy": figure.accuracy,
+        "ci95": figure.ci95,
+        "ci95_classes": figure.ci95_classes,
+        "train_seeds": result.train_seeds,
+    }
+    if published:
+        row |= {
+            "published": published.accuracy,
+            "published_source": published.citation,
+            "gap": figure.accuracy - published.accuracy,
+        }
+    return row | {name: _rounded(row.get(name)) for name in _PERCENTAGES}
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)
+
+
+def _kshot_table(results: list[Result], train_dataset: str | None) -> ResultTable:
+    settings = sorted({(r.record.way, r.record.shot or 0) for r in results})
+    rows: dict[str, dict[int, tuple[Result, int | None]]] = {}
+    for label, result in zip(row_labels(results), results, strict=True):
+        column = settings.index((result.record.way, result.record.shot or 0))
+        rows.setdefault(label, {})[column] = (result, None)
+    trained = f" · trained on {train_dataset}" if train_dataset else ""
+    table = ResultTable(
+        title=f"K-shot · {_describe_test_set(results)}{trained}",
+        columns=tuple(f"{way}-way {shot}-shot" for way, shot in settings),
+    )
+    ways = sorted({way for way, _ in settings})
+    chance = ", ".join(f"{100 / way:.1f} ({way}-way)" for way in ways)
+    return _filled(table, rows, f"chance {chance}")
+
+
+def _stream_table(results: list[Result]) -> ResultTable:
+    record = results[0].record
+    asked = {k for result in results for k in result.figures}
+    shown = [k for k in PRESENTATIONS if k in asked]
+    rows: dict[str, dict[int, tuple[Result, int | None]]] = {}
+    for label, result in zip(row_labels(results), results, strict=True):
+        rows[label] = {column: (result, k) for column, k in enumerate(shown) if k in result.figures}
+    labels = "" if record.labels == "one_hot" else f", {record.labels} labels"
+    table = ResultTable(
+        title=f"Stream · {record.way}-way, {record.length} images, {record.counts} counts{labels}"
+        f" · {_describe_test_set(results)}",
+        columns=tuple(_ordinal(k) for k in shown),
+    )
+    _filled(table, rows, f"chance {100 / record.way:.1f}")
+    ceiling = 100 * first_presentation_ceiling(record.way)
+    table.notes.insert(
+        1,
+        "Columns: the presentation of a class. At the 1st its label cannot be known; guessing among the "
+        f"labels not seen yet gives at most {ceiling:.1f}.",
+    )
+    if record.counts == "exact" and any(r.record.learner == "count_guesser" for r in results):
+        table.notes.insert(2, "count_guesser sees no image: it counts which classes are still to come.")
+    return table
+
+
+def first_presentation_ceiling(way: int) -> float:
+    """The best accuracy at first presentations: a guess among the labels not seen yet, equally likely."""
+    return sum(1 / (way - seen) for seen in range(way)) / way
+
+
+def _filled(
+    table: ResultTable, rows: dict[str, dict[int, tuple[Result, int | None]]], chance: str
+) -> ResultTable:
+    """Write the rows and the notes beneath them."""
+    published_notes: dict[str, int] = {}
+    by_learner = sorted(
+        rows.items(), key=lambda item: learner_rank(next(iter(item[1].values()))[0].record.learner)
+    )
+    for label, cells in by_learner:
+        ours = [""] * len(table.columns)
+        theirs = [""] * len(table.columns)
+        for column, (result, instance) in cells.items():
+            ours[column] = _cell(result.figures[instance])
+            published = find_published(result.record, instance)
+            if published:
+                differing = differences(result.record, published)
+                note = published.citation + (f". Differs: {'; '.join(differing)}" if differing else "")
+                number = published_notes.setdefault(note, len(published_notes) + 1)
+                interval = f" ± {published.ci95:g}" if published.ci95 is not None else ""
+                theirs[column] = f"{published.accuracy:.1f}{interval} [{number}]"
+        table.rows.append(Row(label, tuple(ours)))
+        if any(theirs):
+            table.rows.append(Row("paper", tuple(theirs), published=True))
+    results = [result for cells in rows.values() for result, _ in cells.values()]
+    table.notes.append(f"Accuracy in %, ± 95 % over {_episodes(results)}; {chance}.")
+    table.notes += _notes(rows, results)
+    table.notes += [f"[{number}] {note}." for note, number in published_notes.items()]
+    return table
+
+
+def _notes(rows: dict[str, dict[int, tuple[Result, int | None]]], results: list[Result]) -> list[str]:
+    notes = []
+    classes = []
+    for label, cells in rows.items():
+        widths = [result.figures[k].ci95_classes for result, k in cells.values()]
+        known = [width for width in widths if width is not None]
+        if known:
+            low, high = f"{min(known):.1f}", f"{max(known):.1f}"
+            classes.append(f"{label} ± {low}" + (f"–{high}" if high != low else ""))
+    if classes:
+        notes.append(f"95 % over test classes and episodes (bootstrap): {', '.join(classes)}.")
+    seeds = {label: {result.train_seeds for result, _ in cells.values()} for label, cells in rows.items()}
+    notes += _training_note(results)
+    several = [f"{label} {max(counts)}" for label, counts in seeds.items() if max(counts) > 1]
+    if several:
+        notes.append(f"Means over training seeds (the ± do not cover them): {', '.join(several)}.")
+    if any(result.record.transductive for result in results):
+        notes.append(
+            f"{TRANSDUCTIVE_MARK} transductive: an answer may depend on the other queries of its episode; "
+            "not comparable with the other rows."
+        )
+    return notes
+
+
+def _training_note(results: list[Result]) -> list[str]:
+    """How the learners were trained, which may be under the other protocol."""
+    learners: dict[str, dict[str, None]] = {}
+    for result in results:
+        if result.record.train_protocol:
+            learners.setdefault(training(result.record), {})[result.record.learner] = None
+    kinds = [f"{kind}: {', '.join(names)}" for kind, names in learners.items()]
+    return [f"Trained on {'; on '.join(kinds)}."] if kinds else []
+
+
+def _grouped(results: list[Result], key: Callable[[Record], tuple[object, ...]]) -> list[list[Result]]:
+    groups: dict[tuple[object, ...], list[Result]] = {}
+    for result in results:
+        groups.setdefault(key(result.record), []).append(result)
+    return list(groups.values())
+
+
+def _test_set(record: Record) -> tuple[object, ...]:
+    return record.dataset, record.split, record.side, record.rotated_test_classes, record.within_group
+
+
+def _stream_setting(record: Record) -> tuple[object, ...]:
+    return *_test_set(record), record.way, record.length, record.counts, record.labels
+
+
+def _describe_test_set(results: list[Result]) -> str:
+    record = results[0].record
+    turned = "upright and turned classes" if record.rotated_test_classes else "upright classes"
+    group = ", within one alphabet" if record.within_group else ""
+    sizes = " and ".join(f"{size}×{size}" for size in sorted({r.record.image_size for r in results}))
+    return f"{record.dataset} {sizes}, split {record.split} ({record.side}), {turned}{group}"
+
+
+def _cell(figure: Figure) -> str:
+    """One digit, or two where the interval would read as zero."""
+    if figure.ci95 is None:
+        return f"{figure.accuracy:.1f}"
+    digits = 1 if figure.ci95 >= 0.05 else 2
+    return f"{figure.accuracy:.{digits}f} ± {figure.ci95:.{digits}f}"
+
+
+def _episodes(results: list[Result]) -> str:
+    """ "1,000 test episodes (maml 200)"."""
+    most = max(result.record.episodes for result in results)
+    fewer = {r.record.learner: r.record.episodes for r in results if r.record.episodes < most}
+    exceptions = f" ({', '.join(f'{name} {count:,}' for name, count in fewer.items())})" if fewer else ""
+    side = results[0].record.side
+    return f"{most:,} {'validation' if side == 'val' else side} episodes{exceptions}"
+
+
+def _ordinal(number: int) -> str:
+    return f"{number}{({1: 'st', 2: 'nd', 3: 'rd'}).get(number, 'th')}"
