@@ -1,34 +1,131 @@
 """The data sets that can be asked for by name, and any folder of class folders by its path."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from fewshot.data import mini_imagenet, omniglot
+from fewshot.data.image_folder import load_image_folder
 from fewshot.data.image_set import ImageSet
 from fewshot.data.locations import data_root
-from fewshot.data.omniglot import load_omniglot
+from fewshot.data.splits import listed_splits
 from fewshot.errors import DataError, unknown
 
 
-def _load_glyphs(root: Path, image_size: int | None) -> ImageSet:
-    from fewshot.data.glyphs import load_glyphs  # drawn, not read: no other set needs the stroke model
+@dataclass(frozen=True)
+class Dataset:
+    """What is known of a named data set before any of it is read.
+
+    usual_size: pixels of a side at which the field reports results.
+    find: the files and folders that hold it below a data directory; DataError if they are not there.
+    load: the image set, from a data directory, at an image size, rebuilt even if it is cached.
+    """
+
+    name: str
+    classes: int
+    images: int
+    source: str
+    licence: str
+    usual_size: int
+    splits: tuple[str, ...]
+    how_to_get: str
+    find: Callable[[Path], Sequence[Path]]
+    load: Callable[[Path, int | None, bool], ImageSet]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of `fewshot data list`. where: the files that hold the data set, or how to get it."""
+
+    dataset: Dataset
+    found: bool
+    where: str
+
+
+def _load_glyphs(root: Path, image_size: int | None, rebuild: bool) -> ImageSet:
+    from fewshot.data.glyphs import load_glyphs  # no other set needs the stroke model
 
     return load_glyphs(image_size)
 
 
-LOADERS: dict[str, Callable[[Path, int | None], ImageSet]] = {
-    "omniglot": load_omniglot,
-    "glyphs": _load_glyphs,
+DATASETS = {
+    dataset.name: dataset
+    for dataset in (
+        Dataset(
+            name="glyphs",
+            classes=1_600,
+            images=32_000,
+            source="drawn by this package",
+            licence="MIT",
+            usual_size=28,
+            splits=("default",),
+            how_to_get="drawn when it is first asked for",
+            find=lambda root: [],
+            load=_load_glyphs,
+        ),
+        Dataset(
+            name=omniglot.NAME,
+            classes=1_623,
+            images=32_460,
+            source=omniglot.SOURCE,
+            licence=omniglot.LICENCE,
+            usual_size=28,
+            splits=listed_splits(omniglot.NAME),
+            how_to_get="`fewshot data get omniglot` (16 MB)",
+            find=omniglot.find_parts,
+            load=omniglot.load_omniglot,
+        ),
+        Dataset(
+            name=mini_imagenet.NAME,
+            classes=100,
+            images=60_000,
+            source=mini_imagenet.SOURCE,
+            licence=mini_imagenet.LICENCE,
+            usual_size=84,
+            splits=listed_splits(mini_imagenet.NAME),
+            how_to_get=mini_imagenet.HOW_TO_GET,
+            find=lambda root: mini_imagenet.find_copy(root).files,
+            load=mini_imagenet.load_mini_imagenet,
+        ),
+    )
 }
 
 
 def load_dataset(name: str, root: Path | None = None, image_size: int | None = None) -> ImageSet:
-    """The image set of that name, decoded once and then memory-mapped from the cache.
+    """The image set of that name, decoded once and from then on memory-mapped from the cache.
 
-    name: omniglot, mini_imagenet, glyphs, or the path of a folder of class folders.
+    name: omniglot, mini_imagenet, glyphs, or the path of a folder of class folders (from here, or from the
+        data directory).
     root: the data directory; see `fewshot.data.locations.data_root`.
     image_size: pixels of a side; None for the size as published.
     Raises DataError where the name is unknown, or its images are missing or damaged.
     """
-    if name in LOADERS:
-        return LOADERS[name](data_root(root), image_size)
-    raise DataError(unknown("dataset", name, LOADERS))
+    if image_size is not None and image_size < 1:
+        raise DataError(f"image size {image_size} asked for: it is the pixels of a side, at least 1")
+    directory = data_root(root)
+    if name in DATASETS:
+        return DATASETS[name].load(directory, image_size, False)
+    return load_image_folder(find_folder(name, directory), image_size)
+
+
+def find_folder(name: str, directory: Path) -> Path:
+    """The folder of class folders that a name stands for; DataError says what there is instead."""
+    for folder in (Path(name).expanduser(), directory / name):
+        if name and folder.is_dir():
+            return folder
+    raise DataError(f"{unknown('dataset', name, DATASETS)}, or the path of a folder of class folders")
+
+
+def list_datasets(root: Path | None = None) -> list[Row]:
+    """Every named data set, and whether it is in the data directory; nothing is read."""
+    directory = data_root(root)
+    rows = []
+    for dataset in DATASETS.values():
+        try:
+            places = dataset.find(directory)
+        except DataError:
+            rows.append(Row(dataset, found=False, where=dataset.how_to_get))
+        else:
+            where = ", ".join(map(str, places)) or dataset.how_to_get
+            rows.append(Row(dataset, found=True, where=where))
+    return rows

@@ -14,6 +14,10 @@ from torch import Tensor
 if TYPE_CHECKING:
     from fewshot.data.split import Split
 
+# Of ImageNet's photographs, on the scale [0, 1]: what published backbones for RGB images expect.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:

@@ -14,7 +14,7 @@ CACHE_VARIABLE = "FEWSHOT_CACHE"
 
 
 def data_root(root: Path | None = None) -> Path:
-    """The data directory: the argument, else $FEWSHOT_DATA, else the checkout's datasets/, else the cache's."""
+    """The data directory: root, else $FEWSHOT_DATA, else datasets/ of the checkout or of the cache."""
     if root is not None:
         return Path(root).expanduser()
     if chosen := os.environ.get(DATA_VARIABLE):

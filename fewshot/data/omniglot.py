@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fewshot.data.cache import Pixels, Plan, cached_image_set, fingerprint
 from fewshot.data.image_set import ImageSet
-from fewshot.data.stored_images import StoredImage, decode, list_images
+from fewshot.data.stored_images import StoredImage, decode, list_images, source_files
 from fewshot.errors import DataError
 
 NAME = "omniglot"
@@ -23,16 +23,17 @@ DRAWERS = 20
 REMEDY = "delete it and run `fewshot data get omniglot`, or point --data or $FEWSHOT_DATA elsewhere"
 
 
-def load_omniglot(root: Path, image_size: int | None = None) -> ImageSet:
+def load_omniglot(root: Path, image_size: int | None = None, rebuild: bool = False) -> ImageSet:
     """Ink 255 on paper 0, one channel, classes "Alphabet/characterNN".
 
     image_size: pixels of a side, as published (105) by default; shrunk by the mean over areas.
+    rebuild: decode anew even if the cache has it.
     Raises DataError where a part is missing, damaged or incomplete.
     """
     size = image_size or PUBLISHED_SIZE
     places = find_parts(root)
-    files = places if all(place.is_file() for place in places) else _all_files(places)
-    return cached_image_set(NAME, size, VERSION, fingerprint(files), lambda: _plan(places, size))
+    key = fingerprint(entry for place in places for entry in source_files(place, REMEDY))
+    return cached_image_set(NAME, size, VERSION, key, lambda: _plan(places, size), rebuild)
 
 
 def find_parts(root: Path) -> list[Path]:
@@ -44,15 +45,11 @@ def find_parts(root: Path) -> list[Path]:
         place = next((place for place in candidates if place.exists()), None)
         if place is None:
             raise DataError(
-                f"omniglot is not complete: neither {part}.zip nor a folder {part} is in {root} or "
-                "its folder omniglot: run `fewshot data get omniglot`, or point --data or $FEWSHOT_DATA to where it is"
+                f"no omniglot in {root}: neither {part}.zip nor a folder {part} is there or in its folder "
+                "omniglot: run `fewshot data get omniglot`, or point --data or $FEWSHOT_DATA to where it is"
             )
         places.append(place)
     return places
-
-
-def _all_files(places: list[Path]) -> list[Path]:
-    return sorted(stored.file for place in places for stored in list_images(place, REMEDY))
 
 
 def _plan(places: list[Path], image_size: int) -> Plan:

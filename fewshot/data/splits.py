@@ -1,9 +1,27 @@
-"""The splits that have names: committed lists of classes, or fixed rules over the classes' names.
+"""The splits that have names: committed lists of classes, or fixed rules over the names of the classes.
 
-Lists are package data, `lists/<dataset>/<split>/{train,val,test}.txt`, one class name a line.
+Lists are package data, lists/<dataset>/<split>/{train,val,test}.txt, one class name a line:
+
+    omniglot/vinyals     1,028 / 172 / 423: of Vinyals et al. 2016, as the authors of ProtoNets used it
+    omniglot/santoro     1,100 / 100 / 423: the sorted names once shuffled by random.Random(2016); Santoro et
+                         al. 2016 train on 1,200 random classes and did not publish which
+    omniglot/lake        806 / 158 / 659: images_background, of which every sixth alphabet by name is val, so
+                         that none was chosen for its looks; images_evaluation is test
+    mini_imagenet/ravi   64 / 16 / 20: of Ravi and Larochelle 2017
+
+Rules, for any image set:
+
+    folders              classes below folders train, val and test
+    default              whole groups (alphabets) by name, 60 % train, then 20 % val, then 20 % test, where
+                         neither lists nor such folders say otherwise
+    fraction:A/B/C@SEED  those fractions of the classes, see `split_by_fraction`; "fraction" alone is
+                         fraction:0.6/0.2/0.2@0
 """
 
-from collections.abc import Iterable, Mapping
+import difflib
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,21 +31,66 @@ from fewshot.data.split import SIDES, ClassPool, Side, Split
 from fewshot.errors import SplitError, unknown
 
 LISTS = Path(__file__).with_name("lists")
+FRACTION = re.compile(r"fraction:(\d*\.?\d+)/(\d*\.?\d+)/(\d*\.?\d+)@(\d+)")
+
+
+def listed_splits(dataset: str) -> tuple[str, ...]:
+    """The names of the splits of a dataset that are committed lists."""
+    folder = LISTS / dataset
+    return tuple(sorted(path.name for path in folder.iterdir())) if folder.is_dir() else ()
+
+
+def class_list(dataset: str, split: str, side: Side) -> list[str]:
+    """The class names of one side of a committed list."""
+    return (LISTS / dataset / split / f"{side}.txt").read_text(encoding="utf-8").splitlines()
 
 
 def split_names(image_set: ImageSet) -> tuple[str, ...]:
     """The names that `split_classes` knows for this image set."""
-    folder = LISTS / image_set.name
-    return tuple(sorted(path.name for path in folder.iterdir())) if folder.is_dir() else ()
+    names = list(listed_splits(image_set.name))
+    if _tops(image_set) <= set(SIDES):
+        names.append("folders")
+    elif not names and len(_groups(image_set)) >= len(SIDES):
+        names.append("default")
+    return (*names, "fraction")
 
 
 def split_classes(image_set: ImageSet, name: str) -> Split:
     """The split of that name; SplitError where there is none, or where its classes are not all there."""
+    if name == "fraction":
+        return split_by_fraction(image_set, 0.6, 0.2, 0.2, split_seed=0)
+    if match := FRACTION.fullmatch(name):
+        train, val, test, split_seed = match.groups()
+        return split_by_fraction(image_set, float(train), float(val), float(test), int(split_seed))
     if name not in split_names(image_set):
         raise SplitError(unknown(f"split of {image_set.name}", name, split_names(image_set)))
-    folder = LISTS / image_set.name / name
-    lists = {side: (folder / f"{side}.txt").read_text(encoding="utf-8").split("\n")[:-1] for side in SIDES}
-    return split_by_lists(image_set, name, lists)
+    return split_by_lists(image_set, name, _lists(image_set, name))
+
+
+def _lists(image_set: ImageSet, name: str) -> Mapping[Side, Sequence[str]]:
+    if name in listed_splits(image_set.name):
+        return {side: class_list(image_set.name, name, side) for side in SIDES}
+    if name == "folders":
+        return {side: [c for c in image_set.class_names if c.startswith(f"{side}/")] for side in SIDES}
+    groups = _groups(image_set)
+    fifth = round(0.2 * len(groups))
+    sides = _cut(groups, fifth, fifth)
+    return {side: [c for c in image_set.class_names if _group(c) in set(sides[side])] for side in SIDES}
+
+
+def split_by_fraction(image_set: ImageSet, train: float, val: float, test: float, split_seed: int) -> Split:
+    """Fractions of the classes, in an order that only split_seed and the classes' names decide.
+
+    The order is that of SHA-256 of "split_seed/class name". Raises SplitError for fractions that do not
+    add up to 1, and where a side would be empty.
+    """
+    if min(train, val, test) <= 0 or abs(train + val + test - 1) > 1e-6:
+        raise SplitError(f"fractions are above 0 and add up to 1; got {train:g}, {val:g} and {test:g}")
+    names = sorted(
+        image_set.class_names, key=lambda name: hashlib.sha256(f"{split_seed}/{name}".encode()).digest()
+    )
+    sides = _cut(names, round(val * len(names)), round(test * len(names)))
+    return split_by_lists(image_set, f"fraction:{train:g}/{val:g}/{test:g}@{split_seed}", sides)
 
 
 def split_by_lists(image_set: ImageSet, name: str, lists: Mapping[Side, Iterable[str]]) -> Split:
@@ -43,15 +106,16 @@ def split_by_lists(image_set: ImageSet, name: str, lists: Mapping[Side, Iterable
         names = list(lists.get(side, ()))
         if not names:
             raise SplitError(
-                f"split {name} has no {side} classes: list at least one for each of {', '.join(SIDES)}"
+                f"split {name} of {image_set.name} ({len(index):,} classes) has no {side} classes: "
+                f"each of {', '.join(SIDES)} needs at least one"
             )
         for class_name in names:
             if class_name not in index:
-                raise SplitError(f"split {name}, side {side}: {_unknown_class(image_set, class_name)}")
+                raise SplitError(_unknown_class(image_set, f"side {side} of split {name}", class_name))
             if class_name in side_of:
                 raise SplitError(
                     f"split {name} names the class {class_name} twice, in {side_of[class_name]} and {side}: "
-                    "a class belongs to one side"
+                    "a class belongs to one side, once"
                 )
             side_of[class_name] = side
         indices = torch.tensor(sorted(index[class_name] for class_name in names))
@@ -59,6 +123,26 @@ def split_by_lists(image_set: ImageSet, name: str, lists: Mapping[Side, Iterable
     return Split(name, pools["train"], pools["val"], pools["test"])
 
 
-def _unknown_class(image_set: ImageSet, class_name: str) -> str:
-    nearest = unknown("class", class_name, image_set.class_names).partition("there is")[0]
-    return f"{nearest}{image_set.name} has {len(image_set.class_names):,} classes and not this one"
+def _cut(names: Sequence[str], val: int, test: int) -> dict[Side, Sequence[str]]:
+    """The first for train, then val and then test of so many; train takes what is left."""
+    train = len(names) - val - test
+    return {"train": names[:train], "val": names[train : train + val], "test": names[train + val :]}
+
+
+def _group(class_name: str) -> str:
+    return class_name.rpartition("/")[0]
+
+
+def _groups(image_set: ImageSet) -> list[str]:
+    return sorted({_group(name) for name in image_set.class_names})
+
+
+def _tops(image_set: ImageSet) -> set[str]:
+    """The first folder of each class that lies in one, "" for the others."""
+    return {name.partition("/")[0] if "/" in name else "" for name in image_set.class_names}
+
+
+def _unknown_class(image_set: ImageSet, where: str, class_name: str) -> str:
+    near = difflib.get_close_matches(class_name, image_set.class_names, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"its first is {image_set.class_names[0]}"
+    return f"{where} names the class {class_name!r}, which {image_set.name} does not have: {hint}"

@@ -1,8 +1,8 @@
 """Encoded images, as files in a folder or as members of a zip archive, and their decoding.
 
 Images are decoded one after another: a 28x28 Omniglot takes 2 s and the 60,000 photographs of miniImageNet
-about 15 s, once. Threads gain nothing (Pillow spends the time in Python and under the interpreter's lock),
-and processes would import the caller's script again.
+about 15 s, once. Two threads gain 15 % at best (Pillow spends the time in Python or
+under the interpreter's lock), and processes would run the caller's script again.
 """
 
 import io
@@ -53,6 +53,14 @@ def list_images(place: Path, remedy: str) -> list[StoredImage]:
         ]
 
 
+def source_files(place: Path, remedy: str) -> list[tuple[str, Path]]:
+    """The name and place of each file that decides the images: the file itself, or the images of a folder."""
+    if place.is_file():
+        return [(place.name, place)]
+    stored = list_images(place, remedy)
+    return sorted(("/".join((place.name, *image.parts)), image.file) for image in stored)
+
+
 def _is_image(parts: tuple[str, ...]) -> bool:
     # "__MACOSX/._0709_01.png" and its like are no images, whatever their suffix says.
     hidden = any(part.startswith((".", "__MACOSX")) for part in parts)
@@ -70,14 +78,20 @@ def open_archive(path: Path, remedy: str) -> zipfile.ZipFile:
 
 
 def _what_instead(path: Path) -> str:
+    size = path.stat().st_size
+    if looks_like_html(path):
+        return "is not a zip archive but an HTML page, as servers send when a download is refused"
+    with path.open("rb") as file:
+        if file.read(4) == b"PK\x03\x04":
+            return f"is a zip archive that was cut short ({size:,} bytes, no directory at its end)"
+    return f"is not a zip archive ({size:,} bytes)"
+
+
+def looks_like_html(path: Path) -> bool:
+    """Whether a file begins as web pages do."""
     with path.open("rb") as file:
         head = file.read(512).lstrip().lower()
-    size = path.stat().st_size
-    if head.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        return "is not a zip archive but an HTML page, as servers send when a download is refused"
-    if head.startswith(b"pk\x03\x04"):
-        return f"is a zip archive that was cut short ({size:,} bytes, no directory at its end)"
-    return f"is not a zip archive ({size:,} bytes)"
+    return head.startswith((b"<!doctype", b"<html", b"<head", b"<?xml"))
 
 
 def fit(image: Image.Image, image_size: int) -> Image.Image:
@@ -114,15 +128,19 @@ def opened(images: Iterable[StoredImage], remedy: str) -> Iterator[Image.Image]:
             yield image
 
 
+def to_pixels(image: Image.Image, image_size: int) -> Pixels:
+    """(channel, image_size, image_size) of a grey or RGB image."""
+    return np.asarray(fit(image, image_size)).reshape(image_size, image_size, -1).transpose(2, 0, 1)
+
+
 def decode(what: str, images: Sequence[StoredImage], pixels: Pixels, remedy: str, ink_high: bool) -> None:
     """Decode into pixels (image, channel, size, size), grey for one channel and RGB for three.
 
     ink_high: turn dark into bright, so that ink is 255 and paper 0.
     """
-    size = pixels.shape[-1]
     mode = "L" if pixels.shape[1] == 1 else "RGB"
     with progress(f"decoding {what}", len(images)) as advance:
         for row, image in zip(pixels, opened(images, remedy), strict=True):
-            decoded = np.asarray(fit(image.convert(mode), size))
-            row[...] = 255 - decoded if ink_high else decoded.reshape(size, size, -1).transpose(2, 0, 1)
+            decoded = to_pixels(image.convert(mode), pixels.shape[-1])
+            row[...] = 255 - decoded if ink_high else decoded
             advance(1)

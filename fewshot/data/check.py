@@ -1,0 +1,82 @@
+"""Reading a data set in whole, and saying whether it is the one that it should be."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fewshot.data.cache import image_set_digest
+from fewshot.data.catalogue import DATASETS, find_folder
+from fewshot.data.image_folder import load_image_folder
+from fewshot.data.locations import data_root
+from fewshot.data.split import SIDES, Side
+from fewshot.data.splits import split_classes, split_names
+
+# Digests of known copies, at the usual image size.
+KNOWN_DIGESTS = {
+    "omniglot": {
+        "c8562531737f87591223ff920979947abee34c9871a88e0ad61bca666f28218f": "the published images",
+    },
+    "mini_imagenet": {
+        "431e65b013f454ae71119702bd80a0dfeb207b70c6ba7a2777473c66d65fdc74": (
+            "84x84 JPEG re-encoded as WebP of quality 85, zipped"
+        ),
+    },
+}
+# Sets of which there is one copy: other pixels are wrong pixels. miniImageNet goes about re-encoded.
+EXACT = frozenset({"omniglot"})
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a data set holds. problems: one line for each thing that is not as it should be.
+
+    copy: which known copy of the data set this is, None where its pixels are of no known copy.
+    splits: classes per side of each split.
+    """
+
+    name: str
+    image_size: int
+    classes: int
+    images: int
+    digest: str
+    copy: str | None
+    splits: dict[str, dict[Side, int]]
+    problems: tuple[str, ...]
+
+
+def check_dataset(name: str, root: Path | None = None) -> CheckReport:
+    """Decode everything anew, at the usual image size, and hold it against what is known.
+
+    Raises DataError where it does not read.
+    """
+    directory = data_root(root)
+    dataset = DATASETS.get(name)
+    if dataset is None:
+        image_set = load_image_folder(find_folder(name, directory), rebuild=True)
+    else:
+        image_set = dataset.load(directory, dataset.usual_size, True)
+    problems = []
+    found = (len(image_set.class_names), len(image_set.images))
+    if dataset is not None and found != (dataset.classes, dataset.images):
+        problems.append(
+            f"{found[0]:,} classes and {found[1]:,} images, not {dataset.classes:,} and {dataset.images:,}"
+        )
+    if image_set_digest(image_set) != image_set.digest:
+        problems.append("the cached pixels are not those that were decoded: delete the cache directory")
+    known = KNOWN_DIGESTS.get(name, {})
+    copy = known.get(image_set.digest)
+    if name in EXACT and copy is None:
+        problems.append(f"the pixels are not the published ones (digest {image_set.digest[:12]})")
+    splits = {}
+    for split_name in split_names(image_set):
+        split = split_classes(image_set, split_name)
+        splits[split_name] = {side: len(split.side(side)) for side in SIDES}
+    return CheckReport(
+        name=image_set.name,
+        image_size=image_set.image_shape[1],
+        classes=found[0],
+        images=found[1],
+        digest=image_set.digest,
+        copy=copy,
+        splits=splits,
+        problems=tuple(problems),
+    )

@@ -1,0 +1,59 @@
+"""Arrays out of a pickle, without running what else a pickle can carry.
+
+A pickle is a program: it may import any function and call it. Here it may only build numbers, text,
+containers and numpy arrays; everything else that it asks for is refused by name before anything runs.
+"""
+
+import io
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fewshot.errors import DataError
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """How Python 2 and protocol 2 spell bytes; `codecs.encode` itself would import codecs by name."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"bytes are spelled in latin1, not {encoding}")
+    return text.encode("latin1")
+
+
+# numpy's own rebuilding functions, under the names of numpy 1 and 2. Taken from what numpy says of its own
+# objects, for the modules they live in are private.
+_RECONSTRUCT = np.zeros(1).__reduce__()[0]
+_FROM_BUFFER = np.zeros(1).__reduce_ex__(5)[0]
+_SCALAR = np.int64(0).__reduce__()[0]
+PERMITTED: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy.core.multiarray", "scalar"): _SCALAR,
+    ("numpy._core.multiarray", "scalar"): _SCALAR,
+    ("numpy.core.numeric", "_frombuffer"): _FROM_BUFFER,
+    ("numpy._core.numeric", "_frombuffer"): _FROM_BUFFER,
+    ("_codecs", "encode"): _encode,
+    ("collections", "OrderedDict"): OrderedDict,
+}
+
+
+class _ArraysOnly(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in PERMITTED:
+            raise pickle.UnpicklingError(f"it wants to import {module}.{name}")
+        return PERMITTED[module, name]
+
+
+def load_arrays(path: Path, remedy: str) -> Any:
+    """What the pickle holds; DataError if it is damaged, or wants to import more than arrays need."""
+    try:
+        with path.open("rb") as file:
+            return _ArraysOnly(io.BufferedReader(file, 1 << 20), encoding="latin1").load()
+    except pickle.UnpicklingError as error:
+        raise DataError(f"{path} is refused, nothing in it was run: {error}; {remedy}") from error
+    except (OSError, EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
+        raise DataError(f"{path} is not a pickle of arrays ({error}): {remedy}") from error
