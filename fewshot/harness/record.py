@@ -195,7 +195,7 @@ def check_writable(folder: Path) -> None:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write a file whole, making its folder where missing: the old or the new one is there, even after a crash.
+    """Write a file whole, making its folder where missing: a crash leaves the old one or the new one.
 
     Raises RecordError where it cannot be written.
     """
@@ -345,7 +345,8 @@ def _cpu_model() -> str:
 
 def _lines(path: Path) -> list[str]:
     """Not str.splitlines: that also splits at characters that JSON leaves as they are."""
-    return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    text = path.read_text(encoding="utf-8").removesuffix("\n")
+    return text.split("\n") if text else []
 
 
 def _parse(path: Path, number: int, line: str) -> dict[str, Any]:

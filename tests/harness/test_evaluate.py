@@ -1,0 +1,260 @@
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fewshot.data.image_set import ImageSet
+from fewshot.data.split import ClassPool
+from fewshot.episodes.protocol import KShot, Stream
+from fewshot.episodes.sampler import EpisodeSampler
+from fewshot.errors import EpisodeError, LearnerError
+from fewshot.harness.evaluate import evaluate
+from fewshot.harness.record import ANSWERS_SCHEMA
+from fewshot.learners.base import Learner
+
+CLASSES, PER_CLASS = 12, 20
+PROTOCOLS = [
+    KShot(way=5, shot=1, query=3),
+    KShot(way=(3, 5), shot=(1, 2), query=2, block=4),
+    Stream(way=3, length=12),
+    Stream(way=3, length=12, counts="random"),
+]
+
+
+@pytest.fixture(scope="module")
+def pool():
+    """Images of one pixel row that spell their class: pixel c of class c is white."""
+    images = F.one_hot(torch.arange(16).repeat_interleave(PER_CLASS), 16)[: CLASSES * PER_CLASS]
+    image_set = ImageSet(
+        name="spelled",
+        images=(255 * images).to(torch.uint8).view(-1, 1, 4, 4),
+        class_names=tuple(f"a/{c:02}" for c in range(CLASSES)),
+        class_start=torch.arange(0, CLASSES * PER_CLASS + 1, PER_CLASS),
+        image_names=tuple(f"{i:03}" for i in range(CLASSES * PER_CLASS)),
+        source="this test",
+        licence="none",
+        mean=(0.0,),
+        std=(1.0,),
+        digest=hashlib.sha256(b"spelled").hexdigest(),
+    )
+    return ClassPool(image_set, "all", "test", torch.arange(CLASSES), torch.zeros(CLASSES, dtype=torch.int64))
+
+
+class Oracle(Learner):
+    """Remembers which class has which label, and so is wrong only where a class is new."""
+
+    def __init__(self):
+        super().__init__((1, 4, 4), 5)
+        self.dropout = nn.Dropout(0.9)  # would make answers wrong if training mode were left on
+        self.norm = nn.BatchNorm1d(16, affine=False)  # would count batches if it were
+        self.batch_sizes = []
+
+    def start(self, batch, way):
+        return torch.zeros(batch, way, 16)
+
+    def observe(self, state, image, label):
+        self.norm(image.flatten(1))
+        assert not torch.is_grad_enabled()
+        return state + F.one_hot(label, state.shape[1]).unsqueeze(2) * image.flatten(1).unsqueeze(1)
+
+    def predict(self, state, images):
+        self.batch_sizes.append(len(images))
+        logits = torch.einsum("bwp,bip->biw", state, images.flatten(2))
+        return self.dropout(logits)
+
+
+class Constant(Oracle):
+    """All labels alike: the tie goes to label 0."""
+
+    def predict(self, state, images):
+        return torch.zeros(*images.shape[:2], state.shape[1])
+
+
+class Guesser(Oracle):
+    """Random, from a generator of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(0)
+
+    def predict(self, state, images):
+        return torch.rand(*images.shape[:2], state.shape[1], generator=self.generator)
+
+
+class NowAndThen(Oracle):
+    presentations = (1, 3)
+
+    def stream(self, batch):
+        logits = super().stream(batch)
+        unasked = (batch.presentation != 1) & (batch.presentation != 3)
+        return logits.masked_fill(unasked.unsqueeze(2), torch.nan)
+
+
+def test_an_oracle_is_perfect_in_k_shot(pool):
+    evaluation = evaluate(Oracle(), EpisodeSampler(pool, PROTOCOLS[0], episode_seed=1), 50)
+    assert (evaluation.accuracy, evaluation.ci95, evaluation.ci95_classes) == (1, 0, 0)
+    assert evaluation.accuracy_by_instance == {}
+    assert evaluation.answers.num_rows == 50 * 5
+
+
+def test_an_oracle_in_a_stream_is_wrong_only_where_a_class_is_new(pool):
+    evaluation = evaluate(Oracle(), EpisodeSampler(pool, PROTOCOLS[2], episode_seed=1), 50)
+    # Where nothing is known the lowest label wins; so label 0 is named at once and the others are not.
+    by_instance = evaluation.accuracy_by_instance
+    assert by_instance == {1: pytest.approx(1 / 3), 2: 1, 3: 1, 4: 1}
+    assert evaluation.accuracy == pytest.approx(np.mean(list(by_instance.values())))
+    assert evaluation.ci95_by_instance == {1: 0, 2: 0, 3: 0, 4: 0}
+
+
+def test_the_lowest_of_equal_logits_is_the_answer(pool):
+    for protocol in (PROTOCOLS[0], PROTOCOLS[2]):
+        evaluation = evaluate(Constant(), EpisodeSampler(pool, protocol, episode_seed=1), 20)
+        assert evaluation.accuracy == 1 / protocol.way
+        assert set(np.concatenate(evaluation.answers["answers"].to_pylist())) == {0}
+
+
+def test_guessing_is_at_chance_within_its_interval(pool):
+    evaluation = evaluate(Guesser(), EpisodeSampler(pool, PROTOCOLS[0], episode_seed=1), 400)
+    # The standard error of 400 episodes of 15 independent guesses at one in five.
+    assert evaluation.ci95 == pytest.approx(1.96 * np.sqrt(0.2 * 0.8 / 6000), rel=0.15)
+    assert abs(evaluation.accuracy - 0.2) <= 2 * evaluation.ci95
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS, ids=str)
+def test_answers_do_not_depend_on_the_batch_size(pool, protocol):
+    source = EpisodeSampler(pool, protocol, episode_seed=1)
+    whole = evaluate(Oracle(), source, 23)
+    for batch_size in (1, 5, 23, 100):
+        parts = evaluate(Oracle(), source, 23, batch_size=batch_size)
+        assert parts.answers.equals(whole.answers)
+        assert parts.accuracy == whole.accuracy
+        assert parts.ci95_classes == whole.ci95_classes
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS, ids=str)
+def test_answers_are_those_of_the_learner_row_by_row(pool, protocol):
+    source = EpisodeSampler(pool, protocol, episode_seed=1)
+    answers = evaluate(Guesser(), source, 9, batch_size=2).answers
+    assert answers.schema.equals(ANSWERS_SCHEMA)
+    learner, expected, episode = Guesser().eval(), {}, 0
+    for batch in source.batches(0, 9, 2):
+        with torch.no_grad():
+            named = learner.answer(batch).argmax(2)
+        stream = isinstance(protocol, Stream)
+        labels = batch.labels if stream else batch.query_labels
+        for b in range(len(labels)):
+            for position, label in enumerate(labels[b].tolist()):
+                k = int(batch.presentation[b, position]) if stream else 0
+                class_id = int(batch.class_ids[b, label])
+                row = expected.setdefault((episode + b, label, k, class_id), [])
+                row.append(int(named[b, position]))
+        episode += len(labels)
+    rows = answers.to_pylist()
+    assert [(r["episode"], r["label"], r["presentation"], r["class_id"]) for r in rows] == sorted(expected)
+    for row in rows:
+        given = expected[row["episode"], row["label"], row["presentation"], row["class_id"]]
+        assert row["answers"] == given
+        assert row["count"] == len(given)
+        assert row["correct"] == given.count(row["label"])
+
+
+def test_presentations_that_were_not_asked_have_no_row(pool):
+    evaluation = evaluate(NowAndThen(), EpisodeSampler(pool, PROTOCOLS[2], episode_seed=1), 20)
+    assert set(evaluation.answers["presentation"].to_pylist()) == {1, 3}
+    assert evaluation.accuracy_by_instance == {1: pytest.approx(1 / 3), 3: 1}
+    assert evaluation.accuracy == pytest.approx(2 / 3)
+
+
+def test_evaluation_changes_nothing(pool):
+    learner = Oracle()
+    learner.train()
+    learner.dropout.eval()  # a part that its owner keeps in another mode
+    before = {name: value.clone() for name, value in learner.state_dict().items()}
+    evaluate(learner, EpisodeSampler(pool, PROTOCOLS[0], episode_seed=1), 3)
+    assert learner.training
+    assert learner.norm.training
+    assert not learner.dropout.training
+    assert torch.is_grad_enabled()
+    assert before.keys() == learner.state_dict().keys()
+    assert all(torch.equal(before[name], value) for name, value in learner.state_dict().items())
+
+
+def test_the_mode_is_restored_after_an_error(pool):
+    class Failing(Oracle):
+        def predict(self, state, images):
+            raise RuntimeError("out of memory")
+
+    learner = Failing().train()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        evaluate(learner, EpisodeSampler(pool, PROTOCOLS[0], episode_seed=1), 3)
+    assert learner.training
+
+
+def test_batches_are_bounded_by_pixels(pool, monkeypatch):
+    monkeypatch.setattr("fewshot.harness.evaluate.PIXELS_AT_ONCE", 2 * 20 * 16)
+    learner = Oracle()
+    evaluate(learner, EpisodeSampler(pool, PROTOCOLS[0], episode_seed=1), 5)  # 20 images of 16 pixels
+    assert learner.batch_sizes == [2, 2, 1]
+
+
+def test_episodes_are_a_thousand_by_default_and_their_digest_is_kept(pool):
+    source = EpisodeSampler(pool, PROTOCOLS[0], episode_seed=1)
+    progress = []
+    evaluation = evaluate(
+        Constant(), source, batch_size=400, on_progress=lambda done, total: progress.append((done, total))
+    )
+    assert evaluation.episodes == 1000
+    assert evaluation.episodes_digest == source.digest(1000)
+    assert progress == [(400, 1000), (800, 1000), (1000, 1000)]
+
+
+@pytest.mark.parametrize(
+    ("logits", "problem"),
+    [
+        (torch.zeros(2, 15, 4), r"shape \(2, 15, 4\); \(2, 15, 5\) \(episode, answer, way\) were asked"),
+        (torch.full((2, 15, 5), torch.nan), "NaN for logits in episodes 0 to 1"),
+    ],
+)
+def test_answers_that_are_none_are_refused(pool, logits, problem):
+    class Broken(Oracle):
+        def predict(self, state, images):
+            return logits
+
+    with pytest.raises(LearnerError, match=problem):
+        evaluate(Broken(), EpisodeSampler(pool, PROTOCOLS[0], episode_seed=1), 2)
+
+
+def test_no_episodes_are_refused(pool):
+    with pytest.raises(EpisodeError, match="at least 1 episode"):
+        evaluate(Oracle(), EpisodeSampler(pool, PROTOCOLS[0], episode_seed=1), 0)
+
+
+def test_printing_gives_the_line_that_people_quote(pool):
+    def line(learner, protocol):
+        return str(evaluate(learner, EpisodeSampler(pool, protocol, episode_seed=1), 50))
+
+    assert line(Constant(), PROTOCOLS[0]) == "5-way 1-shot  20.0 ± 0.0 % (95 % CI over 50 episodes)"
+    assert line(Oracle(), PROTOCOLS[1]).startswith("3-5-way 1-2-shot  100.0")
+    assert line(Oracle(), PROTOCOLS[2]) == (
+        "3-way stream of 12, exact counts  83.3 ± 0.0 % "
+        "(95 % CI over 50 episodes; 1st presentation 33.3 %; 2nd presentation 100.0 %)"
+    )
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS, ids=str)
+def test_episodes_follow_the_learner_to_its_device(pool, protocol):
+    class Elsewhere(Oracle):
+        def answer(self, batch):
+            kshot = isinstance(protocol, KShot)
+            tensors = [*batch.support[:2], *batch[1:]] if kshot else batch[:4]
+            raise RuntimeError({tensor.device.type for tensor in tensors}, type(batch), batch.way)
+
+    learner = Elsewhere().to("meta")  # a device that every machine has
+    source = EpisodeSampler(pool, protocol, episode_seed=1)
+    batch = source.batch(0, 1)
+    with pytest.raises(RuntimeError) as arrived:
+        evaluate(learner, source, 1)
+    assert arrived.value.args == ({"meta"}, type(batch), batch.way)

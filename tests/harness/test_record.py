@@ -1,0 +1,332 @@
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pydantic import ValidationError
+
+from fewshot.errors import RecordError
+from fewshot.harness.record import (
+    ANSWERS_SCHEMA,
+    RECORDS_FILE,
+    Record,
+    answer_columns,
+    append_record,
+    check_writable,
+    provenance,
+    read_answers,
+    read_records,
+    record_key,
+    replace_file,
+    write_answers,
+)
+
+FIELDS = {
+    "key": "0123456789abcdef",
+    "suite": "quickstart",
+    "learner": "mann:no_tie",
+    "config": {"options": {"slots": 128}, "train": {"learning_rate": 1e-3}},
+    "backbone": "conv4-64",
+    "image_size": 28,
+    "dataset": "omniglot",
+    "split": "vinyals",
+    "side": "test",
+    "rotated_test_classes": False,
+    "data_digest": "d" * 64,
+    "protocol": "stream",
+    "way": 5,
+    "length": 50,
+    "counts": "exact",
+    "labels": "one_hot",
+    "episodes": 1000,
+    "episode_seed": 1,
+    "episodes_digest": "e" * 64,
+    "train_dataset": "omniglot",
+    "train_split": "vinyals",
+    "train_protocol": "stream",
+    "train_way": (5, 20),
+    "train_shot": None,
+    "train_seed": 0,
+    "train_steps": 40_000,
+    "train_episodes": 640_000,
+    "train_seconds": 3600.5,
+    "selection": "best of every 500 steps",
+    "device": "cpu",
+    "threads": 1,
+    "transductive": False,
+    "accuracy": 0.9375,
+    "accuracy_by_instance": {1: 0.36, 2: 0.93, 10: 0.981},
+    "ci95": 0.002,
+    "ci95_classes": 0.004,
+    "ci95_by_instance": {1: 0.01, 2: 0.01, 10: None},
+    "ci95_classes_by_instance": {1: 0.02, 2: 0.02, 10: None},
+    "checkpoint": "checkpoints/mann.safetensors",
+    "checkpoint_sha256": "c" * 64,
+    **provenance(),
+}
+# What design section 4 demands; a field that came later must be readable when it is missing.
+FIRST_FIELDS = """
+    key suite learner config backbone image_size dataset split side rotated_test_classes data_digest
+    protocol way shot query counts labels episodes episode_seed episodes_digest
+    train_dataset train_split train_protocol train_way train_shot train_seed train_steps train_episodes
+    train_seconds selection device threads transductive
+    accuracy accuracy_by_instance ci95 ci95_classes
+    checkpoint checkpoint_sha256 commit dirty versions created
+""".split()  # noqa: SIM905
+
+
+def make_record(**changes):
+    return Record(**(FIELDS | changes))
+
+
+def answers_table(episodes=3, way=2):
+    rows = episodes * way
+    columns = {
+        "episode": np.repeat(np.arange(episodes), way),
+        "class_id": np.arange(rows) % 7,
+        "label": np.tile(np.arange(way), episodes),
+        "presentation": np.zeros(rows, int),
+        "correct": np.ones(rows, int),
+        "count": np.full(rows, 2),
+        "answers": [[row % way, 0] for row in range(rows)],
+    }
+    return pa.table(columns).cast(ANSWERS_SCHEMA)
+
+
+def test_records_come_back_as_they_were_written(tmp_path):
+    first, second = make_record(), make_record(key="b", learner="prototypical", train_way=None)
+    append_record(tmp_path / "new", first)
+    append_record(tmp_path / "new", second)
+    assert read_records(tmp_path / "new") == [first, second]
+
+
+def test_presentations_are_string_keys_in_json(tmp_path):
+    append_record(tmp_path, make_record())
+    line = json.loads((tmp_path / RECORDS_FILE).read_text())
+    assert line["accuracy_by_instance"] == {"1": 0.36, "2": 0.93, "10": 0.981}
+    assert set(FIRST_FIELDS) <= set(line)
+
+
+def test_a_record_with_the_same_key_is_replaced_in_its_place(tmp_path):
+    for record in (make_record(), make_record(key="b"), make_record(accuracy=0.5)):
+        append_record(tmp_path, record)
+    assert [(r.key, r.accuracy) for r in read_records(tmp_path)] == [(FIELDS["key"], 0.5), ("b", 0.9375)]
+
+
+def test_a_line_separator_inside_a_text_is_no_new_record(tmp_path):
+    record = make_record(selection="best\u2028of\nall\x85")
+    append_record(tmp_path, record)
+    append_record(tmp_path, make_record(key="b"))
+    assert read_records(tmp_path)[0] == record
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("accuracy", 93.75),
+        ("ci95", -0.1),
+        ("ci95", float("nan")),
+        ("episodes", 0),
+        ("side", "train"),
+        ("acuracy", 0.5),
+    ],
+)
+def test_what_no_record_can_say_is_refused_on_write(field, value):
+    with pytest.raises(ValidationError, match=field):
+        make_record(**{field: value})
+
+
+def test_every_field_is_described():
+    assert [name for name, field in Record.model_fields.items() if not field.description] == []
+
+
+def test_an_older_record_without_later_fields_is_readable(tmp_path):
+    fields = json.loads(make_record().model_dump_json())
+    older = {name: fields[name] for name in FIRST_FIELDS}
+    (tmp_path / RECORDS_FILE).write_text(json.dumps(older) + "\n")
+    (record,) = read_records(tmp_path)
+    assert record.accuracy == 0.9375
+    assert record.answers is None
+
+
+def test_fields_of_a_later_version_are_left_out_on_reading_and_kept_on_appending(tmp_path):
+    later = json.loads(make_record().model_dump_json()) | {"energy_joules": 5}
+    (tmp_path / RECORDS_FILE).write_text(json.dumps(later) + "\n")
+    append_record(tmp_path, make_record(key="b"))
+    assert [record.key for record in read_records(tmp_path)] == [FIELDS["key"], "b"]
+    assert '"energy_joules": 5' in (tmp_path / RECORDS_FILE).read_text()
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("{", "not a JSON object"),
+        ("", "not a JSON object"),
+        ("<<<<<<< HEAD", "not a JSON object"),
+        ("[]", "a record is a JSON object with a key"),
+        ('{"key": "b"}', "field 'suite': Field required"),
+        (make_record(key="b").model_dump_json().replace("0.9375", "93.75"), "field 'accuracy'"),
+        (make_record().model_dump_json(), "key 0123456789abcdef is there twice"),
+    ],
+)
+def test_a_malformed_line_is_named(tmp_path, line, problem):
+    append_record(tmp_path, make_record())
+    path = tmp_path / RECORDS_FILE
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(RecordError) as caught:
+        read_records(tmp_path)
+    assert str(caught.value).startswith(f"{path}:2: ")
+    assert problem in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_folder_names_the_remedy(tmp_path):
+    with pytest.raises(RecordError, match=r"no results in .*; make them with `fewshot run`"):
+        read_records(tmp_path / "missing")
+
+
+def test_a_crash_before_the_rename_leaves_the_old_records(tmp_path, monkeypatch):
+    append_record(tmp_path, make_record())
+    before = (tmp_path / RECORDS_FILE).read_bytes()
+
+    def crash(self, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", crash)
+    with pytest.raises(KeyboardInterrupt):
+        append_record(tmp_path, make_record(key="b"))
+    assert (tmp_path / RECORDS_FILE).read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == [RECORDS_FILE]
+
+
+def test_a_full_disk_leaves_the_old_file_and_says_so(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    replace_file(path, b"old")
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fewshot.harness.record.os.fsync", full)
+    with pytest.raises(RecordError, match=r"cannot write .*file: No space left on device"):
+        replace_file(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_processes_lose_no_record(tmp_path):
+    code = (
+        "import json, sys; from pathlib import Path\n"
+        "from fewshot.harness.record import Record, append_record\n"
+        "record = Record.model_validate_json(sys.stdin.read())\n"
+        "for i in range(40): append_record(Path(sys.argv[1]), record.model_copy("
+        "update={'key': sys.argv[2] + str(i)}))\n"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name], stdin=subprocess.PIPE, text=True)
+        for name in "ab"
+    ]
+    for process in processes:
+        process.stdin.write(make_record().model_dump_json())
+        process.stdin.close()
+    assert [process.wait() for process in processes] == [0, 0]
+    keys = {record.key for record in read_records(tmp_path)}
+    assert keys == {f"{name}{i}" for name in "ab" for i in range(40)}
+
+
+def test_check_writable_makes_the_folder_and_leaves_nothing_in_it(tmp_path):
+    check_writable(tmp_path / "a" / "b")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_file_in_the_folders_place_is_refused_in_one_line(tmp_path, place):
+    (tmp_path / "file").touch()
+    for write in (check_writable, lambda folder: append_record(folder, make_record())):
+        with pytest.raises(RecordError) as caught:
+            write(tmp_path / place)
+        assert str(caught.value).startswith(f"cannot write {tmp_path / place}: ")
+        assert "choose another results folder" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_read_only_folder_is_refused(tmp_path, monkeypatch):
+    def refuse(**options):
+        raise PermissionError(13, "Permission denied")
+
+    # As root, permission bits do not bind: the refusal is simulated.
+    monkeypatch.setattr("fewshot.harness.record.tempfile.TemporaryFile", refuse)
+    with pytest.raises(RecordError, match="Permission denied; make it writable or choose another"):
+        check_writable(tmp_path)
+
+
+def test_answers_come_back_as_they_were_written(tmp_path):
+    path = tmp_path / "answers" / "a.parquet"
+    digest = write_answers(path, answers_table())
+    assert read_answers(path).equals(answers_table())
+    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert digest == write_answers(path, answers_table())
+    assert set(answer_columns(answers_table())) == {"episode", "class_id", "presentation", "correct", "count"}
+
+
+def test_missing_and_damaged_answers_are_refused_in_one_line(tmp_path):
+    path = tmp_path / "a.parquet"
+    with pytest.raises(RecordError, match=r"no answers in .*; restore the file"):
+        read_answers(path)
+    write_answers(path, answers_table())
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"<html>", whole[:4] + b"\xff" * 100 + whole[104:]):
+        path.write_bytes(damaged)
+        with pytest.raises(RecordError, match=r"cannot read the answers in .*; restore the file"):
+            read_answers(path)
+
+
+@pytest.mark.parametrize(("accuracy", "kilobytes"), [(0.98, 18), (0.4, 40)])
+def test_answers_of_a_thousand_streams_are_small(tmp_path, accuracy, kilobytes):
+    random = np.random.default_rng(0)
+    rows = 1000 * 5 * 10
+    label = np.tile(np.repeat(np.arange(5), 10), 1000)
+    right = random.random(rows) < accuracy
+    answer = np.where(right, label, (label + random.integers(1, 5, rows)) % 5)
+    classes = np.argsort(random.random((1000, 1692)), axis=1)[:, :5]
+    columns = {
+        "episode": np.repeat(np.arange(1000), 50),
+        "class_id": np.repeat(classes.ravel(), 10),
+        "label": label,
+        "presentation": np.tile(np.arange(1, 11), 5000),
+        "correct": right.astype(int),
+        "count": np.ones(rows, int),
+        "answers": list(answer.reshape(-1, 1)),
+    }
+    path = tmp_path / "a.parquet"
+    write_answers(path, pa.table(columns).cast(ANSWERS_SCHEMA))
+    assert path.stat().st_size < 1000 * kilobytes
+
+
+def test_record_key_depends_on_meaning_and_not_on_order():
+    meaning = {"way": 5, "train": {"seed": 0, "rates": [0.1, 0.2]}}
+    # Pinned: a key that moves makes every recorded result look missing.
+    assert record_key(meaning) == "5a35ad760f5f6ce8"
+    assert record_key({"train": {"rates": (0.1, 0.2), "seed": 0}, "way": 5}) == record_key(meaning)
+    assert record_key(meaning | {"way": 6}) != record_key(meaning)
+
+
+def test_provenance_says_versions_and_names_no_place():
+    facts = provenance()
+    Record(**(FIELDS | facts))
+    assert set(facts["versions"]) == {"python", "fewshot", "torch", "numpy"}
+    assert facts["machine"]["cores"] >= 1
+    assert str(Path.home()) not in json.dumps(facts)
+
+
+def test_provenance_outside_a_checkout_has_no_commit(monkeypatch, tmp_path):
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "none"))
+    assert (provenance()["commit"], provenance()["dirty"]) == (None, None)
+
+
+def test_reading_records_needs_no_torch():
+    code = "import sys, fewshot.harness.record, fewshot.harness.statistics; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
