@@ -30,8 +30,8 @@ class NearestNeighbour(Learner):
         super().__init__(image_shape, way)
         channel, height, width = image_shape
         self.pixels = channel * height * width
-        # Until calibrated: two images whose pixels are unrelated, each of variance one, are this far apart.
-        self.register_buffer("new_score", torch.tensor(-2.0 * self.pixels))
+        # Until calibrated, every image is taken for a new class while there is a label left.
+        self.register_buffer("new_score", torch.tensor(0.0))
 
     def start(self, batch: int, way: int) -> Stored:
         device = self.new_score.device
@@ -66,7 +66,7 @@ class NearestNeighbour(Learner):
         pixels = batch.images.flatten(2)
         length = pixels.shape[1]
         not_before = torch.ones(length, length, dtype=torch.bool, device=pixels.device).triu()
-        similarity = -squared_distances(pixels, pixels).masked_fill(not_before, -torch.inf)
+        similarity = (-squared_distances(pixels, pixels)).masked_fill(not_before, -torch.inf)
         return _best_of_class(similarity, batch.labels, batch.way)
 
 

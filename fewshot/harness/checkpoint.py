@@ -1,0 +1,114 @@
+"""Checkpoints: a learner's weights in one small safetensors file that says what it is.
+
+Matrices and kernels are stored as float16, and a recorded figure is measured from the stored file, so what is
+printed is what anyone can load (design decision 7). Vectors (biases, batch-norm statistics, calibrated
+scores) stay float32: they cost nothing and their range may not fit.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from fewshot.errors import LearnerError
+from fewshot.harness.record import replace_file
+from fewshot.learners.base import Learner
+from fewshot.learners.registry import build_learner, learner_class
+
+
+def save_learner(learner: Learner, path: Path, name: str, options: dict[str, Any], **facts: str) -> str:
+    """Write the checkpoint (to a temporary name, then renamed) and return its SHA-256 in hexadecimal.
+
+    name and options are what `build_learner` needs to make the learner again; facts are kept with them.
+    """
+    tensors = {key: _stored(value) for key, value in learner.state_dict().items()}
+    metadata = facts | {
+        "learner": name,
+        "version": str(type(learner).version),
+        "options": json.dumps(options),
+        "image_shape": json.dumps(learner.image_shape),
+        "way": str(learner.way),
+        "tensors_sha256": _digest(tensors),
+    }
+    content = save(tensors, metadata=metadata)
+    replace_file(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def load_learner(path: Path | str, expect: str | None = None) -> Learner:
+    """The learner of a checkpoint, in evaluation mode.
+
+    expect: the learner id that the caller needs; LearnerError where the file holds another, is damaged or was
+    written by another version of the method.
+    """
+    path = Path(path)
+    metadata, tensors = _read(path)
+    name = metadata["learner"]
+    if expect is not None and expect != name:
+        raise LearnerError(f"{path} holds {name!r}, not {expect!r}: choose the checkpoint of {expect!r}")
+    if metadata["tensors_sha256"] != _digest(tensors):
+        raise LearnerError(f"{path} is damaged: its weights do not match their own digest; fetch it again")
+    version = learner_class(name).version
+    if metadata["version"] != str(version):
+        raise LearnerError(
+            f"{path} was written by version {metadata['version']} of {name!r}, this is version {version}: "
+            "train it again"
+        )
+    learner = build_learner(
+        name,
+        tuple(json.loads(metadata["image_shape"])),
+        int(metadata["way"]),
+        json.loads(metadata["options"]),
+    )
+    try:
+        learner.load_state_dict(
+            {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
+        )
+    except RuntimeError as error:
+        raise LearnerError(f"{path} does not fit {name!r}: {' '.join(str(error).split())}") from None
+    return learner.eval()
+
+
+def checkpoint_facts(path: Path) -> dict[str, str]:
+    """What a checkpoint says of itself, without loading the weights into a learner."""
+    return _read(path)[0]
+
+
+def file_sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    if not path.is_file():
+        raise LearnerError(
+            f"no checkpoint {path}: train the learner first, or give the path of a .safetensors file"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (it is not a mapping)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise LearnerError(f"{path} is damaged or no checkpoint ({error}); fetch it again") from None
+    if "tensors_sha256" not in metadata or "learner" not in metadata:
+        raise LearnerError(f"{path} is not a checkpoint of fewshot: it does not say which learner it holds")
+    return metadata, tensors
+
+
+def _stored(value: Tensor) -> Tensor:
+    value = value.detach().cpu().contiguous()
+    return value.half() if value.is_floating_point() and value.dim() >= 2 else value
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name]
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

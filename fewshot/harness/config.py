@@ -1,0 +1,211 @@
+"""What a suite says: data, tests, learners and how they are trained, read from a TOML file.
+
+Every model refuses unknown keys and names the nearest known one (design decision 9), so that a misspelt
+setting can never be a setting that silently does nothing.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from fewshot.episodes.protocol import Counts, KShot, Range, Stream
+from fewshot.errors import FewshotError, RecordError, unknown
+
+
+class Settings(BaseModel):
+    """Frozen settings without room for an unknown key."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_known_keys(cls, given: Any) -> Any:
+        if isinstance(given, dict):
+            for key in given:
+                if key not in cls.model_fields:
+                    raise ValueError(unknown("key", str(key), cls.model_fields))
+        return given
+
+
+class KShotSettings(Settings):
+    """`fewshot.KShot` in a file; way and shot may be [least, largest]."""
+
+    protocol: Literal["kshot"]
+    way: Range = 5
+    shot: Range = 1
+    query: PositiveInt = 15
+    within_group: bool = False
+
+    def build(self) -> KShot:
+        return KShot(self.way, self.shot, self.query, self.within_group)
+
+
+class StreamSettings(Settings):
+    """`fewshot.Stream` in a file."""
+
+    protocol: Literal["stream"]
+    way: PositiveInt = 5
+    length: PositiveInt = 50
+    counts: Counts = "exact"
+    within_group: bool = False
+
+    def build(self) -> Stream:
+        return Stream(self.way, self.length, self.counts, self.within_group)
+
+
+ProtocolSettings = Annotated[KShotSettings | StreamSettings, Field(discriminator="protocol")]
+
+
+class _Test(Settings):
+    episodes: PositiveInt = 1000
+    """Test episodes; always the first ones of the episode seed."""
+    episode_seed: int = 0
+    rotated: tuple[bool, ...] = (False,)
+    """Whether turned test classes count as classes of their own; one record each."""
+
+
+class KShotTest(KShotSettings, _Test):
+    """A K-shot test: its protocol and on which episodes."""
+
+
+class StreamTest(StreamSettings, _Test):
+    """A stream test: its protocol and on which episodes."""
+
+
+Test = Annotated[KShotTest | StreamTest, Field(discriminator="protocol")]
+
+
+class AugmentSettings(Settings):
+    """`fewshot.Augment` in a file: random affine change of each training image."""
+
+    angle_degrees: float = Field(11.25, ge=0)
+    shift: float = Field(0.1, ge=0)
+    scale: float = Field(0.0, ge=0, lt=1)
+    shear: float = Field(0.0, ge=0)
+
+
+class TrainSettings(Settings):
+    """How a learner is trained, and how the weights to keep are chosen (on validation classes only)."""
+
+    episodes: ProtocolSettings = KShotSettings(protocol="kshot", way=5, shot=1, query=5)
+    """The protocol of the training episodes."""
+    batch: PositiveInt = 16
+    """Episodes per step."""
+    steps: PositiveInt = 2000
+    """Optimiser updates."""
+    optimizer: Literal["adam", "rmsprop"] = "adam"
+    learning_rate: PositiveFloat = 1e-3
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """cosine falls from learning_rate to a hundredth of it over the steps."""
+    clip_norm: PositiveFloat = 10.0
+    """Largest norm of the whole gradient."""
+    rotations: bool = True
+    """Whether training classes turned by 90, 180 and 270 degrees are classes of their own."""
+    augment: AugmentSettings | None = None
+    validate_every: PositiveInt = 250
+    """Steps between looks at the validation classes; the best look's weights are kept."""
+    validate_episodes: PositiveInt = 200
+    validate_on: ProtocolSettings | None = None
+    """The protocol of validation episodes; None for the protocol of training."""
+
+
+class DataSettings(Settings):
+    """Which images, at which size, and which split of their classes."""
+
+    dataset: str
+    split: str
+    image_size: PositiveInt | None = None
+
+
+class LearnerSettings(Settings):
+    """One row of the comparison."""
+
+    id: str
+    """A learner id of `fewshot list`, with an optional ":variant"; or your own as "package.module:Class"."""
+    options: dict[str, Any] = {}
+    train: TrainSettings = TrainSettings()
+    """Unused by learners that have nothing to train."""
+    train_seeds: tuple[int, ...] = (0,)
+    stream_episodes: PositiveInt | None = None
+    """Fewer test streams than the tests ask for, where answering is expensive; the record says so."""
+
+
+class Suite(Settings):
+    """A committed configuration: every record of `results/<name>` comes from one of these."""
+
+    name: str
+    """The file's stem, and the results folder's name."""
+    title: str
+    data: DataSettings
+    """What the tests read, and the training too unless train_data is given."""
+    train_data: DataSettings | None = None
+    train: dict[str, Any] = {}
+    """Training settings shared by all learners; a learner's own [learner.train] overrides key by key."""
+    test: tuple[Test, ...] = Field(min_length=1)
+    learner: tuple[LearnerSettings, ...] = Field(min_length=1)
+
+    @property
+    def training_data(self) -> DataSettings:
+        return self.train_data or self.data
+
+
+def read_suite(path: Path) -> Suite:
+    """Read and check a suite; RecordError, in one line, names the file, the place and the remedy."""
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        there = ", ".join(sorted(str(other) for other in path.parent.glob("*.toml"))) or "no TOML file there"
+        raise RecordError(f"no suite {path}; there is: {there}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecordError(f"{path} is not a readable TOML file: {error}") from None
+    return parse_suite(content, path.stem, str(path))
+
+
+def parse_suite(content: dict[str, Any], name: str, origin: str) -> Suite:
+    """Check a suite's content; `origin` is how errors name it."""
+    shared = content.get("train")
+    learners = content.get("learner")
+    if isinstance(shared, dict) and isinstance(learners, list):
+        content = content | {"learner": [_with_shared_training(learner, shared) for learner in learners]}
+    try:
+        suite = Suite.model_validate(content | {"name": name})
+        for protocol in _protocols(suite):
+            protocol.build()
+    except ValidationError as error:
+        raise RecordError(f"{origin}: {first_problem(error)}") from None
+    except FewshotError as error:
+        raise RecordError(f"{origin}: {error}") from None
+    return suite
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first problem that pydantic found, in one line: where, what."""
+    problem = error.errors()[0]
+    tags = ("kshot", "stream")
+    place = ".".join(str(part) for part in problem["loc"] if part not in tags)
+    message = problem["msg"].removeprefix("Value error, ")
+    given = problem.get("input")
+    shown = f" (got {given!r})" if isinstance(given, str | int | float) else ""
+    return f"{place}: {message}{shown}" if place else f"{message}{shown}"
+
+
+def _with_shared_training(learner: Any, shared: dict[str, Any]) -> Any:
+    if isinstance(learner, dict) and isinstance(learner.get("train", {}), dict):
+        return learner | {"train": shared | learner.get("train", {})}
+    return learner
+
+
+def _protocols(suite: Suite) -> list[KShotSettings | StreamSettings]:
+    training = [learner.train for learner in suite.learner]
+    chosen = [train.validate_on for train in training if train.validate_on]
+    return [*suite.test, *(train.episodes for train in training), *chosen]

@@ -1,0 +1,264 @@
+"""The only training loop: every learner, every protocol.
+
+A run is a pure function of (data, settings, learner, train seed): episode i of training is a pure function of
+i, the learning rate of the step, and torch's random state is set from the step, so that a run that was killed
+and goes on ends with the same numbers as one that was not (design decision 6). Weights are selected on
+validation classes; test classes are never seen here.
+"""
+
+import hashlib
+import math
+import pickle
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewshot.data.split import ClassPool, Split
+from fewshot.episodes.augment import Augment
+from fewshot.episodes.batch import StreamBatch
+from fewshot.episodes.protocol import KShot, Protocol, Stream
+from fewshot.episodes.sampler import EpisodeSampler
+from fewshot.episodes.source import class_draws
+from fewshot.errors import LearnerError
+from fewshot.harness.config import TrainSettings
+from fewshot.harness.evaluate import evaluate
+from fewshot.learners.base import Learner
+
+CALIBRATION_EPISODES = 100
+SAVE_EVERY_SECONDS = 30.0
+LOG_EVERY_STEPS = 10
+_VALIDATION_SEED = 1_000_003
+_CALIBRATION_SEED = 1_000_033
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training run stands; loss in nats, accuracy a fraction, None until the first look."""
+
+    step: int
+    steps: int
+    loss: float
+    val_accuracy: float | None
+
+
+@dataclass
+class TrainLog:
+    """What a training run did.
+
+    curve: rows (step, episodes, seconds, loss, val_accuracy); None where a row has no such value.
+    draws: side -> (class,) int64, how often each class of the pool was drawn.
+    best_step: the step whose weights were kept; seconds: wall-clock time, validation included.
+    """
+
+    curve: list[tuple[int, int, float, float | None, float | None]] = field(default_factory=list)
+    draws: dict[str, Tensor] = field(default_factory=dict)
+    best_step: int = 0
+    best_accuracy: float = -1.0
+    seconds: float = 0.0
+
+
+def train(
+    learner: Learner,
+    split: Split,
+    settings: TrainSettings | None = None,
+    *,
+    train_seed: int = 0,
+    state_path: Path | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> TrainLog:
+    """Train a learner in place and leave it with the weights that were best on validation classes.
+
+    state_path: a file to which the run is saved every half minute and from which it goes on if it is there;
+    it is the caller's to delete. Raises EpisodeError where a side cannot supply the episodes, LearnerError
+    where the loss is no longer finite.
+    """
+    settings = settings or TrainSettings()
+    device = next((p.device for p in learner.parameters()), torch.device("cpu"))
+    train_pool, val_pool = training_pools(split, settings)
+    augment = Augment(**settings.augment.model_dump()) if settings.augment else None
+    source = EpisodeSampler(
+        train_pool, _in_blocks(settings), episode_seed=train_seed, augment=augment, device=device
+    )
+    checks = EpisodeSampler(
+        val_pool, validation_protocol(settings), episode_seed=_VALIDATION_SEED, device=device
+    )
+    run = _Run(learner, settings, state_path)
+    log = run.log
+    for pool in (train_pool, val_pool):
+        log.draws.setdefault(pool.side, torch.zeros(len(pool), dtype=torch.int64))
+    val_draws = class_draws(checks.indices(0, settings.validate_episodes), len(val_pool))
+
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        began = time.perf_counter() - log.seconds
+        while run.step < settings.steps:
+            torch.manual_seed(_step_seed(train_seed, run.step))
+            batch = source.batch(run.step * settings.batch, settings.batch)
+            loss = run.update(batch)
+            log.draws["train"] += class_draws(batch, len(train_pool)).cpu()
+            run.step += 1
+            log.seconds = time.perf_counter() - began
+            episodes = run.step * settings.batch
+            last = run.step == settings.steps
+            if run.step % settings.validate_every == 0 or last:
+                accuracy = evaluate(learner, checks, settings.validate_episodes).accuracy
+                log.draws["val"] += val_draws
+                log.seconds = time.perf_counter() - began
+                log.curve.append((run.step, episodes, log.seconds, float(loss), accuracy))
+                if accuracy > log.best_accuracy:
+                    log.best_accuracy, log.best_step = accuracy, run.step
+                    run.best = _copy(learner.state_dict())
+                run.save()
+            elif run.step % LOG_EVERY_STEPS == 0:
+                log.curve.append((run.step, episodes, log.seconds, float(loss), None))
+                run.save_if_due()
+            if on_progress and (run.step % LOG_EVERY_STEPS == 0 or last):
+                seen = log.best_accuracy if log.best_step else None
+                on_progress(Progress(run.step, settings.steps, float(loss), seen))
+    learner.load_state_dict(run.best)
+    learner.eval()
+    return log
+
+
+def calibrate(learner: Learner, split: Split, settings: TrainSettings) -> None:
+    """Let a learner set what training does not, on streams over validation classes (never test)."""
+    _, pool = training_pools(split, settings)
+    way = min(learner.way, len(pool))
+    per_class = min(10, int(pool.images_per_class.min()))
+    device = next((t.device for t in learner.state_dict().values()), torch.device("cpu"))
+    sampler = EpisodeSampler(
+        pool, Stream(way, way * per_class, "exact"), episode_seed=_CALIBRATION_SEED, device=device
+    )
+    batch = sampler.batch(0, CALIBRATION_EPISODES)
+    assert isinstance(batch, StreamBatch)
+    learner.calibrate(batch)
+
+
+def training_pools(split: Split, settings: TrainSettings) -> tuple[ClassPool, ClassPool]:
+    """The classes that training draws from, and those that it is validated on."""
+    if settings.rotations:
+        return split.train.with_rotations(), split.val.with_rotations()
+    return split.train, split.val
+
+
+def validation_protocol(settings: TrainSettings) -> Protocol:
+    """The protocol that weights are selected by."""
+    return (settings.validate_on or settings.episodes).build()
+
+
+def draw_rows(log: TrainLog, split: Split, settings: TrainSettings) -> list[tuple[str, str, int]]:
+    """The audit log: (side, class name, draws) of every class drawn."""
+    return [
+        (pool.side, pool.class_name(i), draws)
+        for pool in training_pools(split, settings)
+        for i, draws in enumerate(log.draws[pool.side].tolist())
+        if draws
+    ]
+
+
+def draws_digest(rows: list[tuple[str, str, int]]) -> str:
+    """SHA-256 over the audit log."""
+    return hashlib.sha256(
+        "\n".join(f"{side} {name} {draws}" for side, name, draws in rows).encode()
+    ).hexdigest()
+
+
+def learning_rate(settings: TrainSettings, step: int) -> float:
+    """The learning rate of a step: a function of the step alone, so that nothing has to be resumed."""
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    floor = 0.01
+    fall = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+    return settings.learning_rate * (floor + (1 - floor) * fall)
+
+
+class _Run:
+    """The state of a run between two steps, and its file."""
+
+    def __init__(self, learner: Learner, settings: TrainSettings, path: Path | None) -> None:
+        self.learner = learner
+        self.settings = settings
+        self.path = path
+        self.step = 0
+        self.log = TrainLog()
+        self.best = _copy(learner.state_dict())
+        self.optimizer = _optimizer(learner, settings)
+        self.saved_at = time.perf_counter()
+        if path and path.exists():
+            self._load(path)
+
+    def update(self, batch: Any) -> Tensor:
+        """One optimiser step; returns the loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.settings, self.step)
+        self.learner.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.learner.loss(batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.learner.parameters(), self.settings.clip_norm)
+        if not torch.isfinite(norm):
+            raise LearnerError(
+                f"training of {type(self.learner).__name__} diverged at step {self.step} "
+                f"(loss {float(loss):g}): lower learning_rate or clip_norm"
+            )
+        self.optimizer.step()
+        return loss.detach()
+
+    def save_if_due(self) -> None:
+        if time.perf_counter() - self.saved_at > SAVE_EVERY_SECONDS:
+            self.save()
+
+    def save(self) -> None:
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".part")
+        state = {
+            "step": self.step,
+            "learner": self.learner.state_dict(),
+            "best": self.best,
+            "optimizer": self.optimizer.state_dict(),
+            "log": asdict(self.log),
+        }
+        torch.save(state, temporary)
+        temporary.replace(self.path)
+        self.saved_at = time.perf_counter()
+
+    def _load(self, path: Path) -> None:
+        try:
+            state = torch.load(path, weights_only=True)
+            self.learner.load_state_dict(state["learner"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, KeyError, EOFError, ValueError, pickle.UnpicklingError) as error:
+            reason = str(error).splitlines()[0]
+            raise LearnerError(f"cannot go on from {path} ({reason}): delete it to train afresh") from None
+        self.step, self.best, self.log = state["step"], state["best"], TrainLog(**state["log"])
+
+
+def _optimizer(learner: Learner, settings: TrainSettings) -> torch.optim.Optimizer:
+    parameters = list(learner.parameters())
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=settings.learning_rate)
+    # Santoro et al. 2016, as far as their settings are known.
+    return torch.optim.RMSprop(parameters, lr=settings.learning_rate, alpha=0.95, momentum=0.9)
+
+
+def _in_blocks(settings: TrainSettings) -> Protocol:
+    """The training protocol with blocks of one batch, so that each batch has one shape."""
+    protocol = settings.episodes.build()
+    if isinstance(protocol, KShot):
+        return KShot(protocol.way, protocol.shot, protocol.query, protocol.within_group, settings.batch)
+    return protocol
+
+
+def _step_seed(train_seed: int, step: int) -> int:
+    text = f"{train_seed} {step}".encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:7], "big")
+
+
+def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in state.items()}

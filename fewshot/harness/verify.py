@@ -1,0 +1,154 @@
+"""Verify recorded figures: load the stored weights, answer the recorded episodes again, compare.
+
+What is compared (design decision 7): digests of data, episodes and files agree; at least 99.8 % of the
+answers are those recorded (another machine may round differently); accuracy differs by at most 0.1 point;
+and the recorded accuracy is the one that the recorded answers have.
+"""
+
+import hashlib
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fewshot.data.catalogue import load_dataset
+from fewshot.data.split import Split
+from fewshot.data.splits import split_classes
+from fewshot.episodes.protocol import KShot, Protocol, Stream
+from fewshot.episodes.sampler import EpisodeSampler
+from fewshot.errors import FewshotError, RecordError
+from fewshot.harness.checkpoint import file_sha256, load_learner
+from fewshot.harness.evaluate import evaluate
+from fewshot.harness.record import Record, answer_columns, read_answers, read_records
+from fewshot.harness.run import prepare_process
+from fewshot.harness.statistics import summarise
+
+QUICK_EPISODES = 200
+LEAST_SAME_ANSWERS = 0.998
+LARGEST_DIFFERENCE = 0.001
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What verifying one record gave; problem is None where all agrees.
+
+    same_answers: fraction of the answers that are those recorded; difference: of accuracy, a fraction.
+    """
+
+    record: Record
+    episodes: int
+    same_answers: float
+    difference: float
+    problem: str | None
+
+
+def verify_records(
+    folder: Path, *, root: Path | None = None, full: bool = False, jobs: int | None = None
+) -> Iterator[Verdict]:
+    """Verify each record of a results folder, as they are done.
+
+    full: all recorded episodes instead of the first 200. Raises RecordError for a folder without records and
+    DataError where the images are not there; a figure that does not agree is a Verdict with a problem.
+    """
+    records = read_records(folder)
+    if not records:
+        raise RecordError(f"no records in {folder}: make some with `fewshot run`")
+    for name, size in {(record.dataset, record.image_size) for record in records}:
+        load_dataset(name, root, size)
+    workers = min(jobs or os.cpu_count() or 1, len(records))
+    if workers == 1:
+        for record in records:
+            yield verify_record(folder, record, root, full)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        jobs_ = [pool.submit(verify_record, folder, record, root, full) for record in records]
+        for job in jobs_:
+            yield job.result()
+
+
+def verify_record(folder: Path, record: Record, root: Path | None, full: bool) -> Verdict:
+    """Verify one record."""
+    prepare_process(1)
+    episodes = record.episodes if full else min(record.episodes, QUICK_EPISODES)
+    try:
+        same, difference = _measure_again(folder, record, root, episodes)
+    except FewshotError as error:
+        return Verdict(record, 0, 0.0, 1.0, str(error))
+    problem = None
+    if same < LEAST_SAME_ANSWERS:
+        problem = f"only {100 * same:.2f} % of the answers are those recorded"
+    elif difference > LARGEST_DIFFERENCE:
+        problem = f"accuracy differs by {100 * difference:.2f} points"
+    return Verdict(record, episodes, same, difference, problem)
+
+
+def protocol_of(record: Record) -> Protocol:
+    """The protocol that a record was measured under."""
+    if record.protocol == "kshot":
+        assert record.shot is not None
+        assert record.query is not None
+        return KShot(record.way, record.shot, record.query, record.within_group)
+    assert record.length is not None
+    assert record.counts is not None
+    return Stream(record.way, record.length, record.counts, record.within_group)
+
+
+def _measure_again(folder: Path, record: Record, root: Path | None, episodes: int) -> tuple[float, float]:
+    """Fraction of answers that are those recorded, and by how much the accuracy of these episodes differs."""
+    recorded = _recorded_answers(folder, record)
+    if record.checkpoint is None:
+        raise RecordError("the record names no checkpoint: it cannot be verified")
+    path = folder / record.checkpoint
+    learner = load_learner(path, record.learner)
+    if file_sha256(path) != record.checkpoint_sha256:
+        raise RecordError(f"{path} is not the file that was recorded: its SHA-256 differs")
+    split = _split(record.dataset, record.split, record.image_size, root)
+    pool = split.side(record.side)
+    if record.rotated_test_classes:
+        pool = pool.with_rotations()
+    if pool.digest != record.data_digest:
+        raise RecordError("the images or the class split are not those recorded: the data digest differs")
+    sampler = EpisodeSampler(pool, protocol_of(record), episode_seed=record.episode_seed)
+    if sampler.digest(record.episodes) != record.episodes_digest:
+        raise RecordError("the episodes are not those recorded: the sampler draws others")
+    again = evaluate(learner, sampler, episodes).answers
+    first = recorded.filter(pc.less(recorded["episode"], episodes))
+    old, new = _flat_answers(first), _flat_answers(again)
+    if old.shape != new.shape:
+        raise RecordError(f"{len(old)} answers are recorded for {episodes} episodes, {len(new)} were given")
+    columns = answer_columns(first), answer_columns(again)
+    accuracy = [float(part["correct"].sum() / part["count"].sum()) for part in columns]
+    return float((old == new).mean()), abs(accuracy[0] - accuracy[1])
+
+
+def _recorded_answers(folder: Path, record: Record) -> pa.Table:
+    """The recorded answers, once they are known to be those that the recorded figure was computed from."""
+    if record.answers is None:
+        raise RecordError("the record names no answers: it cannot be verified")
+    path = folder / record.answers
+    table = read_answers(path)
+    if hashlib.sha256(path.read_bytes()).hexdigest() != record.answers_sha256:
+        raise RecordError(f"{path} is not the file that was recorded: its SHA-256 differs")
+    summary = summarise(**answer_columns(table))
+    figures = {0: record.accuracy} | record.accuracy_by_instance
+    counted = {0: summary.accuracy} | summary.accuracy_by_instance
+    if figures.keys() != counted.keys() or any(abs(figures[k] - counted[k]) > 1e-9 for k in figures):
+        raise RecordError("the recorded accuracy is not that of the recorded answers")
+    return table
+
+
+def _flat_answers(table: pa.Table) -> np.ndarray[tuple[int], np.dtype[np.int16]]:
+    return np.asarray(pc.list_flatten(table["answers"]).to_numpy())
+
+
+@lru_cache(maxsize=2)
+def _split(dataset: str, split: str, image_size: int, root: Path | None) -> Split:
+    return split_classes(load_dataset(dataset, root, image_size), split)
