@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
+import fewshot
 from fewshot.errors import RecordError
 from fewshot.harness.record import (
     ANSWERS_SCHEMA,
@@ -24,6 +25,8 @@ from fewshot.harness.record import (
     replace_file,
     write_answers,
 )
+
+PACKAGE = Path(fewshot.__file__).parent
 
 FIELDS = {
     "key": "0123456789abcdef",
@@ -322,9 +325,34 @@ def test_provenance_says_versions_and_names_no_place():
     assert str(Path.home()) not in json.dumps(facts)
 
 
-def test_provenance_outside_a_checkout_has_no_commit(monkeypatch, tmp_path):
-    monkeypatch.setenv("GIT_DIR", str(tmp_path / "none"))
-    assert (provenance()["commit"], provenance()["dirty"]) == (None, None)
+def test_the_commit_is_that_of_the_checkout_that_holds_the_package(tmp_path):
+    package = tmp_path / "fewshot"
+    for name in ("__init__.py", "errors.py", "harness/__init__.py", "harness/record.py"):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text((PACKAGE / name).read_text() if "__" not in name else "")
+
+    def git(*arguments):
+        who = ("-c", "user.name=a", "-c", "user.email=a@b")
+        done = subprocess.run(
+            ["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    def commit_and_dirty():
+        code = "from fewshot.harness.record import provenance as p; print(p()['commit'], p()['dirty'])"
+        options = {"cwd": tmp_path, "check": True, "capture_output": True, "text": True}
+        return subprocess.run([sys.executable, "-Bc", code], **options).stdout.strip()
+
+    git("init", "--quiet")
+    git("commit", "--quiet", "--allow-empty", "-m", "a checkout of something else")
+    assert commit_and_dirty() == "None None"
+    git("add", "fewshot")
+    git("commit", "--quiet", "-m", "the package")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "records.jsonl").touch()  # a suite that is running
+    assert commit_and_dirty() == f"{git('rev-parse', 'HEAD')} False"
+    (package / "errors.py").write_text((package / "errors.py").read_text() + "\n")
+    assert commit_and_dirty() == f"{git('rev-parse', 'HEAD')} True"
 
 
 def test_reading_records_needs_no_torch():
