@@ -9,7 +9,7 @@ from torch import nn
 
 from fewshot.learners.backbones import ConvBackbone, Downsample
 from fewshot.learners.recurrent import RecurrentLearner
-from fewshot.memory.cell import ControllerCell
+from fewshot.memory.cell import LstmCell
 
 
 class Lstm(RecurrentLearner):
@@ -26,7 +26,7 @@ class Lstm(RecurrentLearner):
         embedding_size: int = 64,
         hidden_size: int = 200,
     ) -> None:
-        cell = ControllerCell(embedding_size, way, controller="lstm", hidden_size=hidden_size)
+        cell = LstmCell(embedding_size, way, hidden_size=hidden_size)
         backbone = ConvBackbone(image_shape, widths, downsample=downsample, batch_norm=batch_norm)
         encoder = nn.Sequential(backbone, nn.Linear(backbone.output_size, embedding_size))
         super().__init__(image_shape, way, encoder=encoder, cell=cell)

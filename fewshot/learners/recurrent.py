@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fewshot.episodes.batch import StreamBatch, Support
 from fewshot.errors import LearnerError
 from fewshot.learners.base import Learner
-from fewshot.memory.cell import ControllerCell, MemoryCell
+from fewshot.memory.cell import LstmCell, MemoryCell
 
 
 class RecurrentState(NamedTuple):
@@ -37,7 +37,7 @@ class RecurrentLearner(Learner):
         way: int,
         *,
         encoder: nn.Module,
-        cell: ControllerCell | MemoryCell,
+        cell: LstmCell | MemoryCell,
     ) -> None:
         super().__init__(image_shape, way)
         self.encoder = encoder

@@ -17,19 +17,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewshot.memory.controllers import CONTROLLERS, ControllerKind, ControllerState
+from fewshot.memory.controllers import CONTROLLERS, ControllerKind, ControllerState, LstmController
 from fewshot.memory.lrua import LeastUsed, LruaState, initial_state, lrua_step
 
 AddVector = Literal["key", "apart"]
 """What a head writes: its key (the paper) or a vector of its own (most public code)."""
 
 
-class ControllerCell(nn.Module):
-    """The controller alone, without a memory: the control experiment."""
+class LstmCell(nn.Module):
+    """The LSTM controller alone, without a memory: the control experiment."""
 
-    def __init__(self, input_size: int, way: int, *, controller: ControllerKind, hidden_size: int) -> None:
+    def __init__(self, input_size: int, way: int, *, hidden_size: int) -> None:
         super().__init__()
-        self.controller = CONTROLLERS[controller](input_size + way, 0, hidden_size)
+        self.controller = LstmController(input_size + way, 0, hidden_size)
         self.output_size = hidden_size
 
     def start(self, batch: int) -> ControllerState:

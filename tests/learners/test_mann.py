@@ -1,0 +1,161 @@
+"""`mann`, `mann_paper` and `lstm`: streams in one piece, states as values, and what each is made of."""
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fewshot.episodes.batch import KShotBatch, StreamBatch, Support
+from fewshot.errors import LearnerError
+from fewshot.learners.base import Learner
+from fewshot.learners.lstm import Lstm
+from fewshot.learners.mann import Mann
+from fewshot.learners.mann_paper import MannPaper
+
+SHAPE = (1, 12, 12)
+SMALL = {"widths": (4, 8), "embedding_size": 6, "hidden_size": 10}
+
+
+def build(name: str, seed: int = 0) -> Learner:
+    torch.manual_seed(seed)
+    makers: dict[str, Any] = {
+        "mann": lambda: Mann(SHAPE, 3, **SMALL, num_slots=12, word_size=5),
+        "mann_no_tie": lambda: Mann(SHAPE, 3, **SMALL, num_slots=12, word_size=5, tie=False),
+        "mann_batch_norm": lambda: Mann(SHAPE, 3, **SMALL, num_slots=12, word_size=5, batch_norm="frozen"),
+        "mann_paper": lambda: MannPaper(SHAPE, 3),
+        "mann_paper_feedforward": lambda: MannPaper(SHAPE, 3, controller="feedforward"),
+        "lstm": lambda: Lstm(SHAPE, 3, **SMALL),
+    }
+    learner: Learner = makers[name]()
+    return learner.eval()
+
+
+NAMES = ["mann", "mann_no_tie", "mann_batch_norm", "mann_paper", "mann_paper_feedforward", "lstm"]
+every_learner = pytest.mark.parametrize("name", NAMES)
+
+
+def stream_batch(batch: int, length: int = 9, seed: int = 0) -> StreamBatch:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(batch, length, *SHAPE, generator=generator)
+    labels = torch.randint(3, (batch, length), generator=generator)
+    nothing = torch.zeros_like(labels)
+    return StreamBatch(images, labels, nothing, nothing[:, :3], 3)
+
+
+def kshot_batch(batch: int, query: int = 4) -> KShotBatch:
+    shown, asked = stream_batch(batch, 6, seed=1), stream_batch(batch, query, seed=2)
+    return KShotBatch(Support(shown.images, shown.labels, 3), asked.images, asked.labels, shown.class_ids)
+
+
+def tensors(state: Any) -> list[Tensor]:
+    if isinstance(state, Tensor):
+        return [state]
+    return list(itertools.chain.from_iterable(tensors(part) for part in state))
+
+
+@every_learner
+def test_stream_in_one_piece_equals_observe_and_predict(name: str) -> None:
+    learner, batch = build(name), stream_batch(2)
+    with torch.no_grad():
+        torch.testing.assert_close(learner.stream(batch), Learner.stream(learner, batch), atol=1e-5, rtol=0)
+
+
+@every_learner
+def test_adapt_in_one_piece_equals_observe(name: str) -> None:
+    learner, support = build(name), kshot_batch(2).support
+    with torch.no_grad():
+        whole, stepwise = learner.adapt(support), Learner.adapt(learner, support)
+    for fast, slow in zip(tensors(whole), tensors(stepwise), strict=True):
+        torch.testing.assert_close(fast, slow, atol=1e-5, rtol=0)
+
+
+@every_learner
+def test_a_batch_equals_its_episodes_one_by_one(name: str) -> None:
+    learner, stream, kshot = build(name), stream_batch(3), kshot_batch(3)
+    with torch.no_grad():
+        together, answers = learner.stream(stream), learner.answer(kshot)
+        for i in range(3):
+            one = slice(i, i + 1)
+            alone = StreamBatch(*(part[one] for part in stream[:4]), way=3)
+            torch.testing.assert_close(learner.stream(alone), together[one], atol=1e-5, rtol=0)
+            support = Support(kshot.support.images[one], kshot.support.labels[one], 3)
+            logits = learner.predict(learner.adapt(support), kshot.query_images[one])
+            torch.testing.assert_close(logits, answers[one], atol=1e-5, rtol=0)
+
+
+@every_learner
+def test_no_query_learns_from_another_and_the_state_is_left_as_it_was(name: str) -> None:
+    learner, batch = build(name), kshot_batch(2)
+    with torch.no_grad():
+        state = learner.adapt(batch.support)
+        copies = [tensor.clone() for tensor in tensors(state)]
+        together = learner.predict(state, batch.query_images)
+        for i in range(4):
+            alone = learner.predict(state, batch.query_images[:, i : i + 1])
+            torch.testing.assert_close(alone, together[:, i : i + 1], atol=1e-5, rtol=0)
+        learner.observe(state, batch.query_images[:, 0], batch.query_labels[:, 0])
+    assert all(torch.equal(now, then) for now, then in zip(tensors(state), copies, strict=True))
+
+
+@every_learner
+def test_a_label_is_seen_after_its_image_and_not_before(name: str) -> None:
+    learner, batch = build(name), stream_batch(1)
+    other = batch.labels.clone()
+    other[:, 4] = (other[:, 4] + 1) % 3
+    with torch.no_grad():
+        difference = (learner.stream(batch) - learner.stream(batch._replace(labels=other))).abs().amax(-1)
+    assert difference[0, :5].max() == 0
+    assert difference[0, 5:].min() > 0
+
+
+@every_learner
+def test_every_parameter_is_trained_and_the_loss_starts_near_chance(name: str) -> None:
+    learner = build(name).train()
+    loss = learner.loss(stream_batch(4))
+    assert loss.item() == pytest.approx(math.log(3), abs=0.2)
+    loss.backward()
+    for key, parameter in learner.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all(), key
+        assert parameter.grad.abs().max() > 0, key
+
+
+@every_learner
+def test_kshot_loss_trains_too(name: str) -> None:
+    learner = build(name).train()
+    learner.loss(kshot_batch(2)).backward()
+    assert all(parameter.grad is not None for parameter in learner.parameters())
+
+
+@every_learner
+def test_another_way_is_refused(name: str) -> None:
+    with pytest.raises(LearnerError, match=r"built for 3-way episodes .* train one with way 5"):
+        build(name).start(2, 5)
+
+
+def test_evaluation_moves_no_buffer() -> None:
+    learner = build("mann_batch_norm")
+    before = {key: value.clone() for key, value in learner.state_dict().items()}
+    with torch.no_grad():
+        learner.stream(stream_batch(2))
+        learner.answer(kshot_batch(2))
+    assert all(torch.equal(value, before[key]) for key, value in learner.state_dict().items())
+
+
+@pytest.mark.parametrize(("controller", "hidden_width"), [("lstm", 200), ("feedforward", 0)])
+def test_mann_paper_is_the_papers(controller: Any, hidden_width: int) -> None:
+    learner = MannPaper((1, 20, 20), 5, controller=controller)
+    assert not any(isinstance(module, nn.Conv2d) for module in learner.modules())
+    start = learner.start(1, 5)
+    assert start.cell.access.memory.shape == (1, 128, 40)
+    assert start.cell.access.read_weights.shape == (1, 4, 128)
+    assert start.cell.controller.hidden.shape == (1, hidden_width)
+    assert start.cell.content.shape == (1, 0)  # no tied path
+    shapes = {key: tuple(parameter.shape) for key, parameter in learner.named_parameters()}
+    assert shapes["cell.interface.weight"] == (4 * 40 + 4, 200)  # keys and gates: no strength, no add vector
+    assert shapes["output.weight"] == (5, 200 + 4 * 40)
+    assert learner.cell.usage_decay == 0.99
+    assert learner.cell.least_used == "shared"

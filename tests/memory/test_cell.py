@@ -1,0 +1,233 @@
+"""The controllers and the cells against slow twins; the tied content path; sequences in one piece or many."""
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fewshot.memory.addressing import EPSILON
+from fewshot.memory.cell import LstmCell, MemoryCell, MemoryState
+from fewshot.memory.controllers import (
+    ControllerKind,
+    ControllerState,
+    FeedforwardController,
+    LstmController,
+)
+
+Array = NDArray[np.float64]
+KINDS: tuple[ControllerKind, ...] = ("lstm", "feedforward")
+
+
+def sigmoid(x: Array) -> Array:
+    return 1 / (1 + np.exp(-x))
+
+
+def small_cell(**changes: Any) -> MemoryCell:
+    torch.manual_seed(0)
+    options: dict[str, Any] = {
+        "controller": "lstm",
+        "hidden_size": 7,
+        "num_slots": 6,
+        "word_size": 3,
+        "read_heads": 2,
+        "usage_decay": 0.9,
+        "least_used": "per_head",
+        "add_vector": "apart",
+        "strength_offset": 5.0,
+        "gate_bias": 0.0,
+        "tie": True,
+    }
+    return MemoryCell(4, 5, **(options | changes)).double()
+
+
+PAPER = {"least_used": "shared", "add_vector": "key", "strength_offset": None, "tie": False}
+
+
+def sequence(batch: int, steps: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(batch, steps, 4, dtype=torch.double, generator=generator)
+    labels = torch.randint(5, (batch, steps), generator=generator)
+    previous = torch.nn.functional.one_hot(labels, 5).double()
+    previous[:, 0] = 0
+    return inputs, previous
+
+
+def slow_cell(cell: MemoryCell, inputs: Array, previous: Array) -> Array:
+    """The cell with an LSTM over one episode, in NumPy, head by head and slot by slot: (step, output)."""
+    value = {name: parameter.detach().numpy() for name, parameter in cell.named_parameters()}
+    heads, word, slots, hidden_size = cell.read_heads, cell.word_size, cell.num_slots, 7
+    hidden, memory_cell = np.zeros(hidden_size), np.zeros(hidden_size)
+    memory = np.full((slots, word), 1e-6)
+    read_weights = np.zeros((heads, slots))
+    read_weights[:, 0] = 1
+    usage = np.zeros(slots)
+    usage[0] = 1
+    reads, last_content = np.zeros((heads, word)), np.zeros(heads * word)
+    outputs = []
+    for x, label in zip(inputs, previous, strict=True):
+        gates = (
+            value["controller.input_gates.weight"] @ np.concatenate([x, label])
+            + value["controller.input_gates.bias"]
+            + value["controller.recurrent_gates.weight"] @ np.concatenate([hidden, reads.ravel()])
+        )
+        keep, let_in, show, candidate = gates.reshape(4, hidden_size)
+        memory_cell = sigmoid(keep) * memory_cell + sigmoid(let_in) * np.tanh(candidate)
+        hidden = sigmoid(show) * np.tanh(memory_cell)
+        raw = value["interface.weight"] @ hidden + value["interface.bias"]
+        keys, rest = raw[: heads * word], raw[heads * word :]
+        adds = keys
+        if cell.add_vector == "apart":
+            adds, rest = rest[: heads * word], rest[heads * word :]
+        if cell.content is not None:
+            content = value["content.weight"] @ x
+            keys = keys + content
+            adds = adds + last_content + value["label_content.weight"] @ label
+            last_content = content
+        key, add = np.tanh(keys).reshape(heads, word), np.tanh(adds).reshape(heads, word)
+        gate, strengths = sigmoid(rest[:heads]), np.ones(heads)
+        if cell.strength_offset is not None:
+            strengths = cell.strength_offset + np.log1p(np.exp(rest[heads:]))
+        order = np.argsort(usage, kind="stable")[:heads]
+        write_weights = np.zeros((heads, slots))
+        for head in range(heads):
+            least_used = np.zeros(slots)
+            least_used[order if cell.least_used == "shared" else order[head]] = 1
+            write_weights[head] = gate[head] * read_weights[head] + (1 - gate[head]) * least_used
+        memory = memory.copy()
+        memory[order[0]] = 0
+        for head, slot in itertools.product(range(heads), range(slots)):
+            memory[slot] += write_weights[head, slot] * add[head]
+        for head in range(heads):
+            lengths = [math.hypot(*key[head], EPSILON) * math.hypot(*words, EPSILON) for words in memory]
+            scores = memory @ key[head] / np.array(lengths)
+            weights = np.exp(strengths[head] * scores)
+            read_weights[head] = weights / weights.sum()
+            reads[head] = read_weights[head] @ memory
+        usage = cell.usage_decay * usage + read_weights.sum(0) + write_weights.sum(0)
+        outputs.append(np.concatenate([hidden, reads.ravel()]))
+    return np.array(outputs)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, PAPER, {"tie": False}, {"least_used": "shared"}, {"gate_bias": -2.0, "strength_offset": 1.0}],
+    ids=["strong", "paper", "no_tie", "shared", "gate_and_strength"],
+)
+def test_the_cell_equals_the_slow_twin(changes: dict[str, Any]) -> None:
+    cell = small_cell(**changes)
+    inputs, previous = sequence(2, 9)
+    outputs, _ = cell(cell.start(2), inputs, previous)
+    for episode in range(2):
+        twin = slow_cell(cell, inputs[episode].numpy(), previous[episode].numpy())
+        np.testing.assert_allclose(outputs[episode].detach().numpy(), twin, atol=1e-9)
+
+
+def test_lstm_equals_torchs() -> None:
+    torch.manual_seed(0)
+    ours = LstmController(5, 3, 6)
+    theirs = torch.nn.LSTMCell(8, 6)
+    order = [1, 0, 3, 2]  # ours: keep, write, show, candidate; theirs: write, keep, candidate, show
+    with torch.no_grad():
+        weight = torch.cat([ours.input_gates.weight, ours.recurrent_gates.weight[:, 6:]], dim=1)
+        theirs.weight_ih.copy_(weight.view(4, 6, 8)[order].reshape(24, 8))
+        theirs.weight_hh.copy_(ours.recurrent_gates.weight[:, :6].reshape(4, 6, 6)[order].reshape(24, 6))
+        theirs.bias_ih.copy_(ours.input_gates.bias.view(4, 6)[order].flatten())
+        theirs.bias_hh.zero_()
+    inputs, reads = torch.randn(2, 5), torch.randn(2, 3)
+    hidden, cell = torch.randn(2, 6), torch.randn(2, 6)
+    output, state = ours(ours.project(inputs), reads, ControllerState(hidden, cell))
+    their_hidden, their_cell = theirs(torch.cat([inputs, reads], dim=1), (hidden, cell))
+    torch.testing.assert_close(output, their_hidden)
+    torch.testing.assert_close(state, ControllerState(their_hidden, their_cell))
+
+
+def test_the_feedforward_controller_knows_the_past_through_the_reads_alone() -> None:
+    controller = FeedforwardController(5, 3, 6)
+    state = controller.start(2)
+    assert [part.shape for part in state] == [(2, 0), (2, 0)]
+    inputs, reads = torch.randn(2, 5), torch.randn(2, 3)
+    output, _ = controller(controller.project(inputs), reads, state)
+    expected = torch.relu(controller.input_layer(inputs) + controller.recurrent_layer(reads))
+    torch.testing.assert_close(output, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("changes", [{}, PAPER], ids=["strong", "paper"])
+def test_a_sequence_in_pieces_gives_what_it_gives_whole(
+    kind: ControllerKind, changes: dict[str, Any]
+) -> None:
+    cell = small_cell(controller=kind, **changes)
+    inputs, previous = sequence(3, 8)
+    whole, last = cell(cell.start(3), inputs, previous)
+    state, pieces = cell.start(3), []
+    for part in (slice(0, 1), slice(1, 5), slice(5, 8)):
+        outputs, state = cell(state, inputs[:, part], previous[:, part])
+        pieces.append(outputs)
+    torch.testing.assert_close(torch.cat(pieces, dim=1), whole)
+    torch.testing.assert_close(state, last)
+
+
+def test_the_control_cell_in_pieces_gives_what_it_gives_whole() -> None:
+    torch.manual_seed(0)
+    cell = LstmCell(4, 5, hidden_size=7).double()
+    inputs, previous = sequence(3, 6)
+    whole, _ = cell(cell.start(3), inputs, previous)
+    first, state = cell(cell.start(3), inputs[:, :2], previous[:, :2])
+    second, _ = cell(state, inputs[:, 2:], previous[:, 2:])
+    assert whole.shape == (3, 6, cell.output_size)
+    torch.testing.assert_close(torch.cat([first, second], dim=1), whole)
+
+
+def test_tied_an_image_is_looked_up_with_what_it_is_stored_under() -> None:
+    """With the controller silenced, the key of the image seen again points at where it was stored."""
+    cell = small_cell(read_heads=1, num_slots=8, word_size=16, strength_offset=300.0)
+    assert cell.content is not None
+    assert cell.label_content is not None
+    with torch.no_grad():
+        cell.interface.weight.zero_()
+        cell.interface.bias.zero_()
+        cell.interface.bias[2 * 16] = -20  # the write gate: always to the least used slot
+        cell.label_content.weight.zero_()
+    images = torch.randn(1, 3, 4, dtype=torch.double)
+    inputs = images[:, [0, 1, 2, 0]]
+    state: MemoryState = cell.start(1)
+    _, state = cell(state, inputs, torch.zeros(1, 4, 5, dtype=torch.double))
+    stored = torch.tanh(cell.content(images[:, 0]))
+    torch.testing.assert_close(state.reads[:, 0], stored, atol=1e-3, rtol=0)
+
+
+def test_paper_mode_has_neither_strength_nor_add_vector_nor_tie() -> None:
+    cell = small_cell(**PAPER)
+    assert cell.interface.out_features == 2 * 3 + 2  # two keys of three numbers and two write gates
+    assert cell.content is None
+    assert cell.label_content is None
+    assert cell.start(1).content.shape == (1, 0)
+
+
+def test_the_write_gate_starts_where_asked() -> None:
+    assert small_cell(gate_bias=-3.0).interface.bias[12:14].tolist() == [-3, -3]
+
+
+@pytest.mark.parametrize("changes", [{}, PAPER], ids=["strong", "paper"])
+def test_gradient_through_three_steps(changes: dict[str, Any]) -> None:
+    cell = small_cell(hidden_size=3, **changes)
+    inputs, previous = sequence(1, 3)
+    state = cell.start(1)
+    # A memory that is in use: the curvature at 1e-6 is beyond finite differences.
+    memory = torch.randn(1, 6, 3, dtype=torch.double)
+    state = state._replace(access=state.access._replace(memory=memory))
+    names = [name for name, _ in cell.named_parameters()]
+
+    def run(inputs: Tensor, memory: Tensor, *parameters: Tensor) -> Any:
+        start = state._replace(access=state.access._replace(memory=memory))
+        return torch.func.functional_call(
+            cell, dict(zip(names, parameters, strict=True)), (start, inputs, previous)
+        )[0]
+
+    leaves = (inputs, memory, *(parameter.detach().clone() for parameter in cell.parameters()))
+    assert torch.autograd.gradcheck(run, tuple(leaf.requires_grad_() for leaf in leaves))
