@@ -171,7 +171,8 @@ def _store(path: Path, plan: Plan) -> None:
             f"({error.strerror or error}): point ${CACHE_VARIABLE} to a folder with room that can be written"
         ) from error
     finally:
-        part.unlink(missing_ok=True)
+        if part.exists():
+            part.unlink()
 
 
 def _encoded(header: dict[str, Any]) -> bytes:

@@ -17,6 +17,7 @@ class Dataset:
     """What is known of a named data set before any of it is read.
 
     usual_size: pixels of a side at which the field reports results.
+    size: of its files.
     find: the files and folders that hold it below a data directory; DataError if they are not there.
     load: the image set, from a data directory, at an image size, rebuilt even if it is cached.
     """
@@ -26,6 +27,7 @@ class Dataset:
     images: int
     source: str
     licence: str
+    size: str
     usual_size: int
     splits: tuple[str, ...]
     how_to_get: str
@@ -57,6 +59,7 @@ DATASETS = {
             images=32_000,
             source="drawn by this package",
             licence="MIT",
+            size="nothing to download",
             usual_size=28,
             splits=("default",),
             how_to_get="drawn when it is first asked for",
@@ -69,9 +72,10 @@ DATASETS = {
             images=32_460,
             source=omniglot.SOURCE,
             licence=omniglot.LICENCE,
+            size="16 MB",
             usual_size=28,
             splits=listed_splits(omniglot.NAME),
-            how_to_get="`fewshot data get omniglot` (16 MB)",
+            how_to_get="`fewshot data get omniglot`",
             find=omniglot.find_parts,
             load=omniglot.load_omniglot,
         ),
@@ -81,6 +85,7 @@ DATASETS = {
             images=60_000,
             source=mini_imagenet.SOURCE,
             licence=mini_imagenet.LICENCE,
+            size="0.1 to 1.3 GB, as it is encoded",
             usual_size=84,
             splits=listed_splits(mini_imagenet.NAME),
             how_to_get=mini_imagenet.HOW_TO_GET,

@@ -5,6 +5,7 @@ with the publisher's digest, and never replace what is there.
 """
 
 import shutil
+import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -52,15 +53,18 @@ def get_dataset(
     say(f"{name}: {dataset.classes:,} classes, {dataset.images:,} images")
     say(f"source: {dataset.source}")
     say(f"licence: {dataset.licence}")
+    say(f"size: {dataset.size}")
     if _found(name, directory):
         say(f"already in {directory}: nothing is fetched")
     elif source_path is not None:
         source = source_path.expanduser()
         _take(name, source if source.is_dir() else source.parent, directory / name, say)
     elif name in DOWNLOADS:
-        say(f"size: {dataset.how_to_get}, into {directory / name}")
         for address, md5 in DOWNLOADS[name].items():
-            download(address, md5, directory / name / address.rpartition("/")[2])
+            target = directory / name / address.rpartition("/")[2]
+            if not target.exists():
+                say(f"downloading {address} to {target}")
+                download(address, md5, target)
     else:
         raise DataError(f"{name} cannot be downloaded: {dataset.how_to_get}")
     dataset.load(directory, dataset.usual_size, False)
@@ -101,13 +105,14 @@ def download(address: str, md5: str, target: Path) -> None:
     """
     get_logger().setLevel("ERROR")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         retrieve(address, f"md5:{md5}", target.name, target.parent, downloader=_resume_into(target))
     except ValueError as error:
         raise DataError(
             f"{address} did not send the publisher's file, its MD5 differs: try again later, or get "
             "the file by other means and use --from PATH"
         ) from error
-    except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
+    except (urllib.error.URLError, HTTPException, ssl.SSLError, TimeoutError, ConnectionError) as error:
         raise DataError(
             f"the download of {address} broke off ({error}): run the same command again, it goes on from "
             "where it stopped; without a network, use --from PATH"

@@ -38,7 +38,7 @@ def load_omniglot(root: Path, image_size: int | None = None, rebuild: bool = Fal
 
 def find_parts(root: Path) -> list[Path]:
     """The archive or folder of each part; DataError names the one that is missing."""
-    folders = (root / "omniglot", root / "omniglot" / "python", root)
+    folders = (root / "omniglot", root / "omniglot" / "python", root / "python", root)
     places = []
     for part in CLASSES:
         candidates = [place for folder in folders for place in (folder / f"{part}.zip", folder / part)]

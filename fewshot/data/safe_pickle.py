@@ -4,7 +4,6 @@ A pickle is a program: it may import any function and call it. Here it may only 
 containers and numpy arrays; everything else that it asks for is refused by name before anything runs.
 """
 
-import io
 import pickle
 from collections import OrderedDict
 from pathlib import Path
@@ -15,10 +14,14 @@ import numpy as np
 from fewshot.errors import DataError
 
 
+class _RefusedError(Exception):
+    pass
+
+
 def _encode(text: str, encoding: str) -> bytes:
     """How Python 2 and protocol 2 spell bytes; `codecs.encode` itself would import codecs by name."""
     if encoding != "latin1":
-        raise pickle.UnpicklingError(f"bytes are spelled in latin1, not {encoding}")
+        raise _RefusedError(f"bytes are spelled in latin1, not {encoding}")
     return text.encode("latin1")
 
 
@@ -44,7 +47,7 @@ PERMITTED: dict[tuple[str, str], Any] = {
 class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in PERMITTED:
-            raise pickle.UnpicklingError(f"it wants to import {module}.{name}")
+            raise _RefusedError(f"it wants to import {module}.{name}")
         return PERMITTED[module, name]
 
 
@@ -52,8 +55,10 @@ def load_arrays(path: Path, remedy: str) -> Any:
     """What the pickle holds; DataError if it is damaged, or wants to import more than arrays need."""
     try:
         with path.open("rb") as file:
-            return _ArraysOnly(io.BufferedReader(file, 1 << 20), encoding="latin1").load()
-    except pickle.UnpicklingError as error:
+            return _ArraysOnly(file, encoding="latin1").load()
+    except _RefusedError as error:
         raise DataError(f"{path} is refused, nothing in it was run: {error}; {remedy}") from error
-    except (OSError, EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
-        raise DataError(f"{path} is not a pickle of arrays ({error}): {remedy}") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror or error}): {remedy}") from error
+    except Exception as error:  # a damaged pickle can make the unpickler raise anything
+        raise DataError(f"{path} is not a pickle of arrays, or is damaged: {remedy}") from error
