@@ -1,7 +1,6 @@
 """Every layout in which miniImageNet goes about gives the same pixels."""
 
 import csv
-import os
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from PIL import Image
 
 from fewshot.data import mini_imagenet
 from fewshot.data.image_set import ImageSet
+from fewshot.data.locations import data_root
 from fewshot.data.mini_imagenet import load_mini_imagenet
 from fewshot.data.split import SIDES, Side
 from fewshot.data.splits import class_list
@@ -171,14 +171,11 @@ def test_absent_set_says_how_to_get_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.needs_data
-@pytest.mark.skipif(
-    "FEWSHOT_DATA" not in os.environ, reason="FEWSHOT_DATA is not set: no real photographs here"
-)
 def test_real_validation_photographs() -> None:
-    folder = Path(os.environ["FEWSHOT_DATA"]) / "mini_imagenet"
-    if not (folder / "val.zip").is_file():
-        pytest.skip("the real miniImageNet here is not the one in archives")
-    stored = list_images(folder / "val.zip", "")
+    archive = data_root() / "mini_imagenet" / "val.zip"
+    if not archive.is_file():
+        pytest.skip(f"{archive} is not here: no real miniImageNet in archives")
+    stored = list_images(archive, "")
     assert {image.parts[-2] for image in stored} == set(class_list("mini_imagenet", "ravi", "val"))
     assert len(stored) == 16 * 600
     pixels = np.zeros((20, 3, 84, 84), np.uint8)
