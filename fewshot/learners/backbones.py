@@ -77,6 +77,9 @@ class ConvBackbone(nn.Module):
             )
         )
         self.to(memory_format=torch.channels_last)
+        same = len(set(widths)) == 1
+        sizes = str(widths[0]) if same else "-".join(map(str, widths))
+        self.name = f"Conv{len(widths)}-{sizes}" + (" strided" if downsample == "stride" else "")
 
     def forward(self, images: Tensor) -> Tensor:
         """(..., channel, height, width) -> (..., output_size)."""
@@ -84,3 +87,34 @@ class ConvBackbone(nn.Module):
         flat = images.reshape(-1, *images.shape[-3:]).contiguous(memory_format=torch.channels_last)
         features: Tensor = self.blocks(flat)
         return features.reshape(*leading, self.output_size)
+
+
+class ConvEmbedding(nn.Module):
+    """A `ConvBackbone` and a linear map to a short code.
+
+    Unless batch_norm is "none" the code is normalised too: centred and of unit variance, it tells images
+    apart from the first update on. (Left to the usual initialisation, codes of different images differ by a
+    fifth of their mean; a memory then finds any image everywhere, and training stays long at chance.)
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        widths: tuple[int, ...],
+        embedding_size: int,
+        *,
+        downsample: Downsample = "pool",
+        batch_norm: BatchNormMode = "frozen",
+    ) -> None:
+        super().__init__()
+        self.output_size = embedding_size
+        self.backbone = ConvBackbone(image_shape, widths, downsample=downsample, batch_norm=batch_norm)
+        self.linear = nn.Linear(self.backbone.output_size, embedding_size)
+        self.norm: nn.Module = nn.Identity()
+        if batch_norm != "none":
+            self.norm = nn.BatchNorm1d(embedding_size, track_running_stats=batch_norm == "frozen")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(..., channel, height, width) -> (..., embedding_size)."""
+        code: Tensor = self.norm(self.linear(self.backbone(images)).reshape(-1, self.output_size))
+        return code.reshape(*images.shape[:-3], self.output_size)

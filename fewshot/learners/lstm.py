@@ -3,17 +3,17 @@
 Santoro et al. 2016 compare with it; what the memory adds is the difference to `Mann` at equal budgets.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
-from torch import nn
-
-from fewshot.learners.backbones import ConvBackbone, Downsample
+from fewshot.learners.backbones import ConvEmbedding, Downsample
 from fewshot.learners.recurrent import RecurrentLearner
 from fewshot.memory.cell import LstmCell
 
 
 class Lstm(RecurrentLearner):
     """An LSTM over (embedding, previous label)."""
+
+    batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
 
     def __init__(
         self,
@@ -22,11 +22,13 @@ class Lstm(RecurrentLearner):
         *,
         widths: tuple[int, ...] = (32, 32, 64),
         downsample: Downsample = "stride",
-        batch_norm: Literal["none", "frozen"] = "none",
+        batch_norm: Literal["none", "frozen"] = "frozen",
         embedding_size: int = 64,
         hidden_size: int = 200,
     ) -> None:
         cell = LstmCell(embedding_size, way, hidden_size=hidden_size)
-        backbone = ConvBackbone(image_shape, widths, downsample=downsample, batch_norm=batch_norm)
-        encoder = nn.Sequential(backbone, nn.Linear(backbone.output_size, embedding_size))
+        encoder = ConvEmbedding(
+            image_shape, widths, embedding_size, downsample=downsample, batch_norm=batch_norm
+        )
         super().__init__(image_shape, way, encoder=encoder, cell=cell)
+        self.backbone_name = encoder.backbone.name

@@ -6,11 +6,9 @@ Convolutions see the images; reading has a learned sharpness (as in the neural T
 network as published.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
-from torch import nn
-
-from fewshot.learners.backbones import ConvBackbone, Downsample
+from fewshot.learners.backbones import ConvEmbedding, Downsample
 from fewshot.learners.recurrent import RecurrentLearner
 from fewshot.memory.cell import MemoryCell
 from fewshot.memory.controllers import ControllerKind
@@ -20,6 +18,8 @@ from fewshot.memory.lrua import LeastUsed
 class Mann(RecurrentLearner):
     """Memory-augmented network with a convolutional encoder."""
 
+    batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
+
     def __init__(
         self,
         image_shape: tuple[int, int, int],
@@ -27,7 +27,7 @@ class Mann(RecurrentLearner):
         *,
         widths: tuple[int, ...] = (32, 32, 64),
         downsample: Downsample = "stride",
-        batch_norm: Literal["none", "frozen"] = "none",
+        batch_norm: Literal["none", "frozen"] = "frozen",
         embedding_size: int = 64,
         controller: ControllerKind = "lstm",
         hidden_size: int = 200,
@@ -55,6 +55,8 @@ class Mann(RecurrentLearner):
             gate_bias=gate_bias,
             tie=tie,
         )
-        backbone = ConvBackbone(image_shape, widths, downsample=downsample, batch_norm=batch_norm)
-        encoder = nn.Sequential(backbone, nn.Linear(backbone.output_size, embedding_size))
+        encoder = ConvEmbedding(
+            image_shape, widths, embedding_size, downsample=downsample, batch_norm=batch_norm
+        )
         super().__init__(image_shape, way, encoder=encoder, cell=cell)
+        self.backbone_name = encoder.backbone.name
