@@ -25,21 +25,23 @@ class Learner(nn.Module, ABC):
     """A few-shot method. Subclasses are final; their constructor's keywords are the method's options.
 
     version: raised by hand when the method's figures may move.
-    transductive: whether a query's answer may depend on the other queries.
+    transductive: whether a query's answer may depend on the other queries; an option may decide it.
     label_equivariant: whether permuting the labels permutes the logits exactly (else accuracy only stays).
     fixed_way: whether the learner answers only the way it was built for.
     batch_norm: "none"; "frozen" (statistics from training); "batch" (of the images shown together).
     trainable: whether there is anything to train.
+    backbone_name: what turns images into features, as tables name it; None for learners on pixels.
     presentations: the presentations that the learner answers in a stream, None for all; where answering is
         expensive, the record says which were asked.
     """
 
     version: ClassVar[int] = 1
-    transductive: ClassVar[bool] = False
+    transductive: bool = False
     label_equivariant: ClassVar[bool] = True
     fixed_way: ClassVar[bool] = False
     batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "none"
     trainable: ClassVar[bool] = True
+    backbone_name: str | None = None
     presentations: ClassVar[tuple[int, ...] | None] = None
 
     def __init__(self, image_shape: tuple[int, int, int], way: int) -> None:

@@ -15,11 +15,20 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from fewshot.errors import LearnerError, unknown
 from fewshot.learners.base import Learner
 from fewshot.learners.count_guesser import CountGuesser
+from fewshot.learners.lstm import Lstm
+from fewshot.learners.maml import Fomaml, Maml
+from fewshot.learners.mann import Mann
+from fewshot.learners.mann_paper import MannPaper
 from fewshot.learners.nearest_neighbour import NearestNeighbour
 from fewshot.learners.prototypical import Prototypical
 
 _CLASSES: dict[str, type[Learner]] = {
     "count_guesser": CountGuesser,
+    "fomaml": Fomaml,
+    "lstm": Lstm,
+    "maml": Maml,
+    "mann": Mann,
+    "mann_paper": MannPaper,
     "nearest_neighbour": NearestNeighbour,
     "prototypical": Prototypical,
 }

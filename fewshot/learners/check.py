@@ -1,0 +1,359 @@
+"""The conformance check: does a learner keep the promises that comparisons rest on?
+
+Most published mistakes are of a few kinds: state that survives an episode, batch norm that looks at other
+queries, labels that give the answer away. Each is one promise here. Every registered learner is held to
+them, and so can be a learner of one's own. The episodes are made up, so nothing has to be on disk; a
+learner is checked as it is, trained or not.
+"""
+
+import copy
+import dataclasses
+import io
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewshot.episodes.batch import EpisodeBatch, KShotBatch, StreamBatch, Support
+from fewshot.episodes.source import presentation
+from fewshot.errors import LearnerError
+from fewshot.learners.base import Learner
+
+BATCH, SHOT, QUERY = 3, 2, 2
+PERMUTED_EPISODES = 32
+STANDARD_ERRORS = 4.0
+
+
+class BrokenPromiseError(Exception):
+    """Raised by one check; its text says what was seen."""
+
+
+def check_learner(learner: Learner, *, tolerance: float = 1e-5, seed: int = 0) -> None:
+    """Return if the learner keeps its promises; otherwise raise LearnerError, which names all broken ones.
+
+    The learner itself is not touched: each promise is checked on a copy, in the learner's floating-point type
+    and on its device. tolerance: how far answers may lie apart that should be the same, as a fraction of the
+    largest logit (at least of 1). seed: of the made-up episodes.
+    """
+    broken = []
+    for promise, check in PROMISES.items():
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            try:
+                subject = copy.deepcopy(learner).eval()
+                check(subject, _Probe(subject, tolerance, seed))
+            except BrokenPromiseError as seen:
+                broken.append(f"{promise} ({seen})")
+            except Exception as error:  # whatever a stranger's code raises is a finding, not a crash
+                text = " ".join(str(error).split())
+                broken.append(f"{promise} (raised {type(error).__name__}: {text})")
+    if broken:
+        listed = "; ".join(broken)
+        raise LearnerError(f"{type(learner).__name__} breaks {len(broken)} of its promises: {listed}")
+
+
+class _Probe:
+    """Made-up episodes for a learner, and comparison of its answers.
+
+    Classes differ by a pattern, and their brightness rises with the label: a learner that guesses labels from
+    images alone does well until the labels are permuted.
+    """
+
+    def __init__(self, learner: Learner, tolerance: float, seed: int) -> None:
+        tensors = [*learner.parameters(), *learner.buffers()]
+        like = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
+        self._device, self._dtype = like.device, like.dtype
+        self._image_shape = learner.image_shape
+        self._way = learner.way
+        self._tolerance = tolerance
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def kshot(self, batch: int = BATCH, way: int | None = None) -> KShotBatch:
+        way = way or self._way
+        patterns = self._patterns(batch, way)
+        support, query = (self._shuffled(batch, way, each) for each in (SHOT, QUERY))
+        class_ids = torch.arange(way, device=self._device).expand(batch, -1)
+        shown = Support(self._images(patterns, support), support, way)
+        return KShotBatch(shown, self._images(patterns, query), query, class_ids)
+
+    def stream(self, batch: int = BATCH, way: int | None = None) -> StreamBatch:
+        way = way or self._way
+        labels = self._shuffled(batch, way, SHOT + 1)
+        images = self._images(self._patterns(batch, way), labels)
+        class_ids = torch.arange(way, device=self._device).expand(batch, -1)
+        return StreamBatch(images, labels, presentation(labels, way), class_ids, way)
+
+    def same(self, answers: Tensor, others: Tensor, complaint: str) -> None:
+        """Raise the complaint, with the difference, unless the answers agree."""
+        if answers.shape != others.shape:
+            raise BrokenPromiseError(f"{complaint}: shapes {list(answers.shape)} and {list(others.shape)}")
+        if not answers.numel():
+            return
+        difference = float((answers - others).abs().max())
+        if not difference <= self._tolerance * max(1.0, float(answers.abs().max())):
+            raise BrokenPromiseError(f"{complaint}: logits differ by up to {difference:.2g}")
+
+    def _patterns(self, batch: int, way: int) -> Tensor:
+        patterns = torch.randn(batch, way, *self._image_shape, generator=self._generator)
+        return patterns + torch.arange(way).view(-1, 1, 1, 1) / way
+
+    def _shuffled(self, batch: int, way: int, each: int) -> Tensor:
+        """(batch, way * each) labels."""
+        order = torch.rand(batch, way * each, generator=self._generator).argsort(dim=1)
+        return (order % way).to(self._device)
+
+    def _images(self, patterns: Tensor, labels: Tensor) -> Tensor:
+        chosen = patterns[torch.arange(len(patterns)).unsqueeze(1), labels.cpu()]
+        noise = torch.randn(chosen.shape, generator=self._generator)
+        return (chosen + 0.3 * noise).to(self._device, self._dtype)
+
+
+def _shapes(learner: Learner, probe: _Probe) -> None:
+    ways = [learner.way] if learner.fixed_way else [learner.way, learner.way + 1]
+    for way in ways:
+        kshot, stream = probe.kshot(way=way), probe.stream(way=way)
+        for name, batch, labels in (
+            ("K-shot", kshot, kshot.query_labels),
+            ("stream", stream, stream.labels),
+        ):
+            answers = _answer(learner, batch)
+            expected = [*labels.shape, way]
+            if list(answers.shape) != expected:
+                raise BrokenPromiseError(
+                    f"{way}-way {name} should give {expected}; got {list(answers.shape)}"
+                )
+
+
+def _finite(learner: Learner, probe: _Probe) -> None:
+    for name, batch in (("K-shot", probe.kshot()), ("stream", probe.stream())):
+        if not _answer(learner, batch).isfinite().all():
+            raise BrokenPromiseError(f"some {name} logits are infinite or not a number")
+
+
+@torch.no_grad()
+def _state_is_a_value(learner: Learner, probe: _Probe) -> None:
+    one, two = probe.kshot(), probe.kshot()
+    state = learner.adapt(one.support)
+    before = [tensor.clone() for tensor in _tensors(state)]
+    first = learner.predict(state, one.query_images)
+    learner.predict(learner.adapt(two.support), two.query_images)
+    learner.observe(state, two.query_images[:, 0], two.query_labels[:, 0])
+    if not _identical(before, _tensors(state)):
+        raise BrokenPromiseError("observe or predict writes into the state passed in")
+    probe.same(
+        first, learner.predict(state, one.query_images), "another episode in between changes an answer"
+    )
+
+
+def _evaluation_changes_nothing(learner: Learner, probe: _Probe) -> None:
+    kept = [*learner.parameters(), *learner.buffers()]
+    before = [tensor.clone() for tensor in kept]
+    _answer(learner, probe.kshot())
+    _answer(learner, probe.stream())
+    names = [name for name, _ in (*learner.named_parameters(), *learner.named_buffers())]
+    after = [*learner.parameters(), *learner.buffers()]
+    if len(after) != len(before):
+        raise BrokenPromiseError("parameters or buffers appeared")
+    for name, old, new in zip(names, before, after, strict=True):
+        if not _identical([old], [new]):
+            raise BrokenPromiseError(f"{name} changes")
+    if any(module.training for module in learner.modules()):
+        raise BrokenPromiseError("a module is left in training mode")
+
+
+def _batch_is_episodes(learner: Learner, probe: _Probe) -> None:
+    kshot, stream = probe.kshot(), probe.stream()
+    for name, batch, parts in (
+        ("K-shot", kshot, [_episodes(kshot, slice(i, i + 1)) for i in range(BATCH)]),
+        ("stream", stream, [_episodes(stream, slice(i, i + 1)) for i in range(BATCH)]),
+    ):
+        alone = torch.cat([_answer(learner, part) for part in parts])
+        probe.same(_answer(learner, batch), alone, f"{name} episodes side by side and alone")
+
+
+def _queries_are_apart(learner: Learner, probe: _Probe) -> None:
+    if learner.transductive:
+        return
+    batch, other = probe.kshot(), probe.kshot()
+    changed = torch.cat([batch.query_images[:, :1], other.query_images[:, 1:]], dim=1)
+    answer = _answer(learner, batch)[:, :1]
+    complaint = "transductive is not declared, but an answer changes"
+    probe.same(
+        answer,
+        _answer(learner, batch._replace(query_images=changed))[:, :1],
+        f"{complaint} when other queries do",
+    )
+    single = batch._replace(query_images=changed[:, :1], query_labels=batch.query_labels[:, :1])
+    probe.same(answer, _answer(learner, single), f"{complaint} when other queries go")
+
+
+def _labels_are_names(learner: Learner, probe: _Probe) -> None:
+    if learner.label_equivariant:
+        for name, batch in (("K-shot", probe.kshot()), ("stream", probe.stream())):
+            permutation = torch.randperm(batch.way, device=batch.class_ids.device)
+            permuted = _answer(learner, _relabelled(batch, permutation))[..., permutation]
+            probe.same(_answer(learner, batch), permuted, f"permuting labels does not permute {name} logits")
+        return
+    batch = probe.kshot(PERMUTED_EPISODES)
+    shift = torch.arange(batch.way, device=batch.class_ids.device).roll(1)
+    permuted = _relabelled(batch, shift)
+    gain = _accuracy(learner, batch) - _accuracy(learner, permuted)
+    error = float(gain.std()) / len(gain) ** 0.5
+    if abs(float(gain.mean())) > STANDARD_ERRORS * error:
+        raise BrokenPromiseError(
+            f"accuracy changes by {100 * float(gain.mean()):.0f} points when labels are permuted: labels are "
+            "guessed from images alone"
+        )
+
+
+def _labels_asked_for_are_hidden(learner: Learner, probe: _Probe) -> None:
+    kshot, stream = probe.kshot(), probe.stream()
+    others = (kshot.query_labels + 1) % kshot.way
+    probe.same(
+        _answer(learner, kshot),
+        _answer(learner, kshot._replace(query_labels=others)),
+        "an answer changes with the labels of the queries",
+    )
+    middle = stream.labels.shape[1] // 2
+    labels = stream.labels.clone()
+    labels[:, middle:] = (labels[:, middle:] + 1) % stream.way
+    asked = _asked(learner, stream)[:, : middle + 1]
+    later = stream._replace(labels=labels)  # presentations as before: which steps are asked stays the same
+    probe.same(
+        _answer(learner, stream)[:, : middle + 1][asked],
+        _answer(learner, later)[:, : middle + 1][asked],
+        "an answer changes with labels not shown yet",
+    )
+
+
+@torch.no_grad()
+def _stream_is_observe_and_predict(learner: Learner, probe: _Probe) -> None:
+    batch = probe.stream()
+    asked = _asked(learner, batch)
+    probe.same(
+        learner.stream(batch)[asked],
+        Learner.stream(learner, batch)[asked],
+        "stream() and observe()/predict() step by step",
+    )
+
+
+@torch.no_grad()
+def _adapt_is_observe(learner: Learner, probe: _Probe) -> None:
+    batch = probe.kshot()
+    at_once, in_turn = learner.adapt(batch.support), Learner.adapt(learner, batch.support)
+    probe.same(
+        learner.predict(at_once, batch.query_images),
+        learner.predict(in_turn, batch.query_images),
+        "adapt() and observe() image by image",
+    )
+
+
+def _deterministic(learner: Learner, probe: _Probe) -> None:
+    for name, batch in (("K-shot", probe.kshot()), ("stream", probe.stream())):
+        probe.same(_answer(learner, batch), _answer(learner, batch), f"asked twice, {name} answers")
+
+
+def _saved_and_loaded(learner: Learner, probe: _Probe) -> None:
+    batch = probe.kshot()
+    expected = _answer(learner, batch)
+    file = io.BytesIO()
+    torch.save(learner.state_dict(), file)
+    for tensor in learner.state_dict().values():
+        tensor.zero_()
+    file.seek(0)
+    learner.load_state_dict(torch.load(file, map_location=probe.kshot().query_images.device))
+    probe.same(expected, _answer(learner, batch), "answers before saving and after loading")
+
+
+def _trains(learner: Learner, probe: _Probe) -> None:
+    if not learner.trainable:
+        return
+    learner.train()
+    for name, batch in (("K-shot", probe.kshot()), ("stream", probe.stream())):
+        loss = learner.loss(batch)
+        if loss.ndim or not loss.isfinite():
+            raise BrokenPromiseError(f"the {name} loss is not one finite number: {loss}")
+        loss.backward()  # type: ignore[no-untyped-call]
+    for name, parameter in learner.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if parameter.grad is None:
+            raise BrokenPromiseError(f"the loss gives no gradient to {name}")
+        if not parameter.grad.isfinite().all():
+            raise BrokenPromiseError(f"the gradient of {name} is infinite or not a number")
+
+
+PROMISES: Mapping[str, Callable[[Learner, _Probe], None]] = {
+    "logits have the shape (batch, asked, way)": _shapes,
+    "logits are finite": _finite,
+    "state is a value that goes in and out": _state_is_a_value,
+    "evaluation changes no parameter, buffer or mode": _evaluation_changes_nothing,
+    "a batch is its episodes side by side": _batch_is_episodes,
+    "no query tells about another": _queries_are_apart,
+    "labels are only names": _labels_are_names,
+    "labels asked for are not read": _labels_asked_for_are_hidden,
+    "a stream is observed step by step": _stream_is_observe_and_predict,
+    "a support set is its images observed": _adapt_is_observe,
+    "the same question has the same answer": _deterministic,
+    "weights can be saved and loaded": _saved_and_loaded,
+    "training reaches every parameter": _trains,
+}
+"""What is promised, and how it is checked."""
+
+
+@torch.no_grad()
+def _answer(learner: Learner, batch: EpisodeBatch) -> Tensor:
+    return learner.answer(batch)
+
+
+def _accuracy(learner: Learner, batch: KShotBatch) -> Tensor:
+    """(batch,)."""
+    right = _answer(learner, batch).argmax(-1) == batch.query_labels
+    return right.double().mean(1)
+
+
+def _asked(learner: Learner, batch: StreamBatch) -> Tensor:
+    """(batch, length): whether the learner answers there."""
+    if learner.presentations is None:
+        return torch.ones_like(batch.presentation, dtype=torch.bool)
+    return torch.isin(batch.presentation, batch.presentation.new_tensor(learner.presentations))
+
+
+def _episodes(batch: EpisodeBatch, which: slice) -> EpisodeBatch:
+    if isinstance(batch, KShotBatch):
+        images, labels, way = batch.support
+        support = Support(images[which], labels[which], way)
+        return KShotBatch(
+            support, batch.query_images[which], batch.query_labels[which], batch.class_ids[which]
+        )
+    images, labels, presentations, class_ids, way = batch
+    return StreamBatch(images[which], labels[which], presentations[which], class_ids[which], way)
+
+
+def _relabelled(batch: EpisodeBatch, permutation: Tensor) -> Any:
+    """Label c becomes permutation[c]."""
+    if isinstance(batch, KShotBatch):
+        support = batch.support._replace(labels=permutation[batch.support.labels])
+        return batch._replace(support=support, query_labels=permutation[batch.query_labels])
+    return batch._replace(labels=permutation[batch.labels])
+
+
+def _identical(some: list[Tensor], others: list[Tensor]) -> bool:
+    return len(some) == len(others) and all(map(torch.equal, some, others))
+
+
+def _tensors(state: Any) -> list[Tensor]:
+    return list(_walk(state))
+
+
+def _walk(state: Any) -> Iterator[Tensor]:
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, Mapping):
+        yield from _walk(list(state.values()))
+    elif isinstance(state, (tuple, list)):
+        for part in state:
+            yield from _walk(part)
+    elif dataclasses.is_dataclass(state):
+        yield from _walk([getattr(state, field.name) for field in dataclasses.fields(state)])
