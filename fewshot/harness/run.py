@@ -71,6 +71,10 @@ class Job:
         """The name of this job's files."""
         return f"{self.learner.id.replace(':', '.')}-{self.train_seed}"
 
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoints" / f"{self.stem}.safetensors"
+
 
 @dataclass(frozen=True)
 class Update:
@@ -138,6 +142,25 @@ def run_suite(
     return made
 
 
+def train_learner(
+    suite: Suite,
+    folder: Path,
+    *,
+    root: Path | None = None,
+    device: str = "cpu",
+    threads: int = 1,
+    on_update: Report = lambda update: None,
+) -> Path:
+    """Train the first learner of a suite with its first seed, without testing it; returns the checkpoint."""
+    check_writable(folder)
+    prepare_process(threads)
+    settings = suite.learner[0]
+    job = Job(suite, settings, settings.train_seeds[0], folder, root, device, threads, frozenset())
+    split = _load(suite.training_data, root)
+    _train(job, split, training_key(job, split), on_update)
+    return job.checkpoint
+
+
 def run_job(job: Job, report: Report) -> None:
     """Train one learner if its checkpoint is not there, then make its missing records."""
     prepare_process(job.threads)
@@ -150,9 +173,9 @@ def run_job(job: Job, report: Report) -> None:
     if not missing:
         report(Update(job.name, "recorded", 1, 1))
         return
-    path = job.folder / "checkpoints" / f"{job.stem}.safetensors"
+    path = job.checkpoint
     if not (path.exists() and checkpoint_facts(path).get("train_key") == train_key):
-        _train(job, training_split, train_key, path, report)
+        _train(job, training_split, train_key, report)
     learner = load_learner(path, job.learner.id).to(job.device)
     training = json.loads(checkpoint_facts(path)["training"])
     sha256 = file_sha256(path)
@@ -168,7 +191,7 @@ def run_job(job: Job, report: Report) -> None:
                 "options": options_of(kind, job.learner.options),
                 "train": job.learner.train.model_dump() if kind.trainable else None,
             },
-            "backbone": getattr(learner, "backbone_name", None),
+            "backbone": learner.backbone_name,
             "image_size": test.pool.image_set.image_shape[-1],
             "dataset": job.suite.data.dataset,
             "split": job.suite.data.split,
@@ -283,7 +306,7 @@ def _tests(job: Job, split: Split, train_key: str) -> Iterator[_Planned]:
             yield _Planned(settings, pool, episodes, key)
 
 
-def _train(job: Job, split: Split, train_key: str, path: Path, report: Report) -> None:
+def _train(job: Job, split: Split, train_key: str, report: Report) -> None:
     """Train, round to the stored precision, calibrate, store: what is measured is what is stored."""
     settings = job.learner.train
     kind = learner_class(job.learner.id)
@@ -306,6 +329,7 @@ def _train(job: Job, split: Split, train_key: str, path: Path, report: Report) -
         )
     training = _training_fields(job, split, log) if kind.trainable else _UNTRAINED
     names = {"train_key": train_key, "training": json.dumps(training)}
+    path = job.checkpoint
     save_learner(learner, path, job.learner.id, _plain(options), **names)
     learner = load_learner(path).to(job.device)
     calibrate(learner, split, settings)
@@ -390,7 +414,7 @@ def _forget(suite: Suite, folder: Path, root: Path | None) -> None:
         for seed in settings.train_seeds:
             job = Job(suite, settings, seed, folder, root, "cpu", 1, frozenset())
             (cache_root() / "runs" / f"{training_key(job, split)}.state").unlink(missing_ok=True)
-            (folder / "checkpoints" / f"{job.stem}.safetensors").unlink(missing_ok=True)
+            job.checkpoint.unlink(missing_ok=True)
     for record in _records(folder):
         if record.answers:
             (folder / record.answers).unlink(missing_ok=True)

@@ -48,6 +48,18 @@ class Verdict:
     difference: float
     problem: str | None
 
+    def __str__(self) -> str:
+        record = self.record
+        setting = f"{record.shot}-shot" if record.protocol == "kshot" else f"stream, {record.counts} counts"
+        turned = ", rotated classes" if record.rotated_test_classes else ""
+        name = f"{record.learner}  {record.dataset}  {record.way}-way {setting}{turned}"
+        if self.problem:
+            return f"DIFFERS  {name}: {self.problem}"
+        return (
+            f"agrees   {name}: {100 * self.same_answers:.2f} % of the answers of {self.episodes} "
+            f"episodes are the same, accuracy within {100 * self.difference:.2f} points"
+        )
+
 
 def verify_records(
     folder: Path, *, root: Path | None = None, full: bool = False, jobs: int | None = None

@@ -45,6 +45,7 @@ class Prototypical(Learner):
         """widths: channels of each convolution block of the backbone."""
         super().__init__(image_shape, way)
         self.backbone = ConvBackbone(image_shape, widths)
+        self.backbone_name = self.backbone.name
         # Of the order of the distances of a fresh network, so that streams can be trained on uncalibrated.
         self.register_buffer("new_score", torch.tensor(-float(self.backbone.output_size)))
 

@@ -1,0 +1,450 @@
+"""The command line: parse, call one function, print. What is heavy is imported where it is used.
+
+Exit codes: 0 done; 1 a check failed; 2 wrong input, said in one line with the remedy.
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from fewshot.errors import FewshotError, RecordError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from fewshot.episodes.protocol import Protocol
+    from fewshot.episodes.source import EpisodeSource
+    from fewshot.harness.config import Suite
+
+app = typer.Typer(
+    name="fewshot",
+    help="One-shot and few-shot learning benchmarks on audited episodes, every figure verifiable.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Get, list, check and look at image sets.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+ProtocolName = Literal["kshot", "stream"]
+Counts = Literal["exact", "random"]
+Side = Literal["train", "val", "test"]
+
+DataOption = Annotated[
+    Path | None,
+    typer.Option("--data", help="Data directory; else $FEWSHOT_DATA, else datasets/ or the user's cache."),
+]
+ProtocolOption = Annotated[ProtocolName, typer.Option(help="kshot (support and query) or stream.")]
+WayOption = Annotated[int, typer.Option(help="Classes per episode.")]
+ShotOption = Annotated[int, typer.Option(help="Support images per class (kshot).")]
+QueryOption = Annotated[int, typer.Option(help="Query images per class (kshot).")]
+LengthOption = Annotated[int, typer.Option(help="Images per episode (stream).")]
+CountsOption = Annotated[Counts, typer.Option(help="How often each class comes (stream).")]
+GroupOption = Annotated[bool, typer.Option("--within-group", help="All classes from one alphabet.")]
+SplitOption = Annotated[str | None, typer.Option(help="Class split; the data set's first by default.")]
+JobsOption = Annotated[int | None, typer.Option(min=1, help="Processes side by side; one per core.")]
+
+
+@app.command("list")
+def list_all(data: DataOption = None) -> None:
+    """List data sets, learners and suites."""
+    from rich.console import Console
+
+    from fewshot.learners.registry import learner_names
+
+    console = Console()
+    console.print(_dataset_table(data))
+    console.print("[bold]learners[/]  " + ", ".join(learner_names()))
+    suites = sorted(Path("benchmarks").glob("*.toml"))
+    console.print("[bold]suites[/]    " + (", ".join(map(str, suites)) or "none in ./benchmarks"))
+
+
+@app.command()
+def train(
+    learner: Annotated[str, typer.Argument(help='A learner of `fewshot list`, or "package.module:Class".')],
+    dataset: Annotated[
+        str, typer.Option(help="Data set, or the path of a folder of class folders.")
+    ] = "glyphs",
+    split: SplitOption = None,
+    image_size: Annotated[int | None, typer.Option(help="Pixels of a side.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoint.")] = Path("results/mine"),
+    protocol: ProtocolOption = "kshot",
+    way: WayOption = 5,
+    shot: ShotOption = 1,
+    query: QueryOption = 5,
+    length: LengthOption = 50,
+    counts: CountsOption = "exact",
+    steps: Annotated[int, typer.Option(help="Optimiser updates.")] = 2000,
+    batch: Annotated[int, typer.Option(help="Episodes per update.")] = 16,
+    learning_rate: Annotated[float, typer.Option(help="Adam's, falling as a cosine.")] = 1e-3,
+    option: Annotated[
+        list[str] | None, typer.Option(help="A learner's option as name=value (TOML), repeatable.")
+    ] = None,
+    train_seed: Annotated[int, typer.Option(help="Seed of weights and training episodes.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="Threads; figures repeat at the same number.")] = 1,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; the GPU where there is one.")] = None,
+    data: DataOption = None,
+) -> None:
+    """Train one learner and keep the weights that are best on validation classes."""
+    from fewshot.harness.config import parse_suite
+    from fewshot.harness.run import train_learner
+
+    suite = parse_suite(
+        {
+            "title": f"{learner} on {dataset}",
+            "data": _data_settings(dataset, split, image_size, data),
+            "test": [{"protocol": "kshot", "way": way}],
+            "learner": [
+                {
+                    "id": learner,
+                    "options": _options(option or []),
+                    "train_seeds": [train_seed],
+                    "train": {
+                        "episodes": _protocol_settings(protocol, way, shot, query, length, counts),
+                        "steps": steps,
+                        "batch": batch,
+                        "learning_rate": learning_rate,
+                    },
+                }
+            ],
+        },
+        out.name,
+        "fewshot train",
+    )
+    from fewshot.harness.progress import show_updates
+
+    with show_updates() as on_update:
+        path = train_learner(
+            suite, out, root=data, device=_device(device), threads=threads, on_update=on_update
+        )
+    print(f"{path}\nmeasure it with: fewshot evaluate {path}")
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A .safetensors file of `fewshot train` or `run`.")],
+    learner: Annotated[str | None, typer.Option(help="Refuse a checkpoint of any other learner.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Data set; that of the training by default.")] = None,
+    split: SplitOption = None,
+    side: Annotated[Side, typer.Option(help="Side of the split.")] = "test",
+    rotated: Annotated[bool, typer.Option("--rotated", help="Count turned classes as classes.")] = False,
+    protocol: ProtocolOption = "kshot",
+    way: WayOption = 5,
+    shot: ShotOption = 1,
+    query: QueryOption = 15,
+    length: LengthOption = 50,
+    counts: CountsOption = "exact",
+    within_group: GroupOption = False,
+    episodes: Annotated[int, typer.Option(min=1, help="How many episodes.")] = 1000,
+    episode_seed: Annotated[int, typer.Option(help="Seed of the episodes.")] = 0,
+    episode_file: Annotated[
+        Path | None, typer.Option(help="Episodes from a file of image lists instead of drawn ones.")
+    ] = None,
+    data: DataOption = None,
+) -> None:
+    """Measure a checkpoint on episodes of unseen classes."""
+    import json
+
+    from fewshot.data.catalogue import load_dataset
+    from fewshot.data.progress import progress
+    from fewshot.data.split import ClassPool
+    from fewshot.episodes.image_lists import read_image_lists
+    from fewshot.episodes.sampler import EpisodeSampler
+    from fewshot.episodes.source import EpisodeSource
+    from fewshot.harness import evaluate as measuring
+    from fewshot.harness.checkpoint import checkpoint_facts, load_learner
+
+    loaded = load_learner(checkpoint, learner)
+    training = json.loads(checkpoint_facts(checkpoint).get("training", "{}"))
+    name = dataset or training.get("train_dataset") or "glyphs"
+    image_set = load_dataset(name, data, loaded.image_shape[-1])
+    known = training.get("train_split") if name == training.get("train_dataset") else None
+    pool: ClassPool = image_set.split(split or known or _first_split(image_set)).side(side)
+    pool = pool.with_rotations() if rotated else pool
+    source: EpisodeSource
+    if episode_file:
+        source = read_image_lists(episode_file, pool)
+        episodes = min(episodes, len(source))
+    else:
+        wanted = _protocol(protocol, way, shot, query, length, counts, within_group)
+        source = EpisodeSampler(pool, wanted, episode_seed)
+    with progress(f"testing {checkpoint.stem}", episodes) as advance:
+        done = 0
+
+        def on_progress(now: int, _total: int) -> None:
+            nonlocal done
+            advance(now - done)
+            done = now
+
+        result = measuring.evaluate(loaded, source, episodes, on_progress=on_progress)
+    turned = ", rotated classes" if rotated else ""
+    manner = "transductive" if loaded.transductive else "inductive"
+    print(f"{checkpoint.stem}  {name}/{pool.split}/{side}{turned}  {manner}  {result}")
+
+
+@app.command()
+def run(
+    suite: Annotated[Path, typer.Argument(help="A TOML file of benchmarks/.")],
+    out: Annotated[Path | None, typer.Option(help="Results folder; results/<suite> by default.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Only this learner; repeatable.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what is there and train again.")] = False,
+    jobs: JobsOption = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each process.")] = 1,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; the GPU where there is one.")] = None,
+    data: DataOption = None,
+) -> None:
+    """Run a suite: train and measure what is missing, then print the table and draw the plots."""
+    from fewshot.harness.config import read_suite
+    from fewshot.harness.progress import show_updates
+    from fewshot.harness.run import run_suite
+
+    parsed: Suite = read_suite(suite)
+    folder = out or Path("results") / parsed.name
+    with show_updates() as on_update:
+        made = run_suite(
+            parsed,
+            folder,
+            root=data,
+            device=_device(device),
+            jobs=jobs,
+            threads=threads,
+            fresh=fresh,
+            only=tuple(only or ()),
+            on_update=on_update,
+        )
+    table(folder, "text")
+    plot(folder)
+    print(f"{len(made)} new records in {folder}; verify them with: fewshot verify {folder}")
+
+
+@app.command()
+def table(
+    results: Annotated[Path, typer.Argument(help="A results folder.")],
+    format: Annotated[
+        str, typer.Option("--format", help="text, md, latex, html, or csv (the long table).")
+    ] = "text",
+) -> None:
+    """Print the tables of a results folder, published figures beside ours."""
+    from fewshot.harness.record import read_records
+    from fewshot.report.table import render
+
+    print(render(read_records(results), format), end="")
+
+
+@app.command()
+def plot(results: Annotated[Path, typer.Argument(help="A results folder.")]) -> None:
+    """Draw the plots of a results folder: streams, K-shot, learning curves."""
+    from fewshot.report.plot import plot_suite
+
+    for path in plot_suite(results):
+        print(path)
+
+
+@app.command()
+def verify(
+    results: Annotated[Path, typer.Argument(help="A results folder.")],
+    full: Annotated[bool, typer.Option("--full", help="All recorded episodes, not the first 200.")] = False,
+    jobs: JobsOption = None,
+    data: DataOption = None,
+) -> None:
+    """Measure recorded figures again from their stored weights; exit code 1 where one does not agree."""
+    from fewshot.data.progress import progress
+    from fewshot.harness.record import read_records
+    from fewshot.harness.verify import verify_records
+
+    total = len(read_records(results))
+    bad = 0
+    with progress("verifying", total) as advance:
+        for verdict in verify_records(results, root=data, full=full, jobs=jobs):
+            advance(1)
+            bad += verdict.problem is not None
+            print(verdict)
+    print(f"{total - bad} of {total} records of {results} agree with their stored weights")
+    raise typer.Exit(1 if bad else 0)
+
+
+@data_app.command("get")
+def data_get(
+    name: Annotated[str, typer.Argument(help="Data set.")],
+    source: Annotated[Path | None, typer.Option("--from", help="Take what you have from here.")] = None,
+    data: DataOption = None,
+) -> None:
+    """Download a data set (says source, licence and size first), or take it from where you have it."""
+    from fewshot.data.obtain import get_dataset
+
+    for path in get_dataset(name, data, source):
+        print(path)
+
+
+@data_app.command("list")
+def data_list(data: DataOption = None) -> None:
+    """List data sets and where they are."""
+    from rich.console import Console
+
+    Console().print(_dataset_table(data))
+
+
+@data_app.command("check")
+def data_check(
+    name: Annotated[str, typer.Argument(help="Data set, or the path of a folder of class folders.")],
+    data: DataOption = None,
+) -> None:
+    """Read a data set in whole and hold it against what is known of it; exit code 1 where it differs."""
+    from fewshot.data.check import check_dataset
+
+    report = check_dataset(name, data)
+    print(report)
+    raise typer.Exit(1 if report.problems else 0)
+
+
+@data_app.command("show")
+def data_show(
+    name: Annotated[str, typer.Argument(help="Data set, or the path of a folder of class folders.")],
+    split: SplitOption = None,
+    side: Annotated[Side, typer.Option(help="Side of the split.")] = "train",
+    rotated: Annotated[bool, typer.Option("--rotated", help="Count turned classes as classes.")] = False,
+    image_size: Annotated[int | None, typer.Option(help="Pixels of a side.")] = None,
+    protocol: ProtocolOption = "kshot",
+    way: WayOption = 5,
+    shot: ShotOption = 1,
+    query: QueryOption = 15,
+    length: LengthOption = 50,
+    counts: CountsOption = "exact",
+    within_group: GroupOption = False,
+    episode: Annotated[int, typer.Option(min=0, help="Number of the episode.")] = 0,
+    episode_seed: Annotated[int, typer.Option(help="Seed of the episodes.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="PNG file; <data set>-<protocol>.png by default.")] = None,
+    data: DataOption = None,
+) -> None:
+    """Draw one episode as a picture: support and query with their labels, or a stream."""
+    from fewshot.data.catalogue import load_dataset
+    from fewshot.episodes.sampler import EpisodeSampler
+    from fewshot.report.figure import save
+
+    image_set = load_dataset(name, data, image_size)
+    pool = image_set.split(split or _first_split(image_set)).side(side)
+    pool = pool.with_rotations() if rotated else pool
+    wanted = _protocol(protocol, way, shot, query, length, counts, within_group)
+    figure = _episode_figure(EpisodeSampler(pool, wanted, episode_seed), episode)
+    print(save(figure, out or Path(f"{image_set.name}-{protocol}.png")))
+
+
+def _episode_figure(source: "EpisodeSource", number: int) -> "Figure":
+    """The picture of one episode: its pixels as they are in the image set, turned where the class is."""
+    import numpy as np
+
+    from fewshot.episodes.source import presentation
+    from fewshot.report.episode_picture import draw_kshot, draw_stream
+
+    indices = source.indices(number, 1)
+    pool = source.pool
+    pixels = pool.image_set.images[indices.images[0]].numpy()
+    turns = indices.turns[0].tolist()
+    images = np.stack([np.rot90(image, turn, (1, 2)) for image, turn in zip(pixels, turns, strict=True)])
+    labels = indices.labels[0].numpy()
+    names = [pool.class_name(class_id) for class_id in indices.class_ids[0].tolist()]
+    title = f"{pool.image_set.name}/{pool.split}/{pool.side}, episode {number}"
+    if support := indices.support:
+        return draw_kshot(
+            images[:support], labels[:support], images[support:], labels[support:], names, title
+        )
+    seen = presentation(indices.labels, indices.way)[0].numpy()
+    return draw_stream(images, labels, seen, names, title)
+
+
+def _protocol_settings(
+    protocol: ProtocolName, way: int, shot: int, query: int, length: int, counts: Counts
+) -> dict[str, Any]:
+    if protocol == "kshot":
+        return {"protocol": protocol, "way": way, "shot": shot, "query": query}
+    return {"protocol": protocol, "way": way, "length": length, "counts": counts}
+
+
+def _protocol(
+    protocol: ProtocolName, way: int, shot: int, query: int, length: int, counts: Counts, within_group: bool
+) -> "Protocol":
+    from fewshot.episodes.protocol import KShot, Stream
+
+    if protocol == "kshot":
+        return KShot(way, shot, query, within_group)
+    return Stream(way, length, counts, within_group)
+
+
+def _data_settings(dataset: str, split: str | None, size: int | None, data: Path | None) -> dict[str, Any]:
+    from fewshot.data.catalogue import DATASETS, load_dataset
+
+    if size is None and dataset in DATASETS:
+        size = DATASETS[dataset].usual_size
+    chosen = split or _first_split(load_dataset(dataset, data, size))
+    settings = {"dataset": dataset, "split": chosen, "image_size": size}
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _first_split(image_set: Any) -> str:
+    from fewshot.data.splits import split_names
+    from fewshot.errors import SplitError
+
+    names = split_names(image_set)
+    if not names:
+        raise SplitError(f"{image_set.name} has no named split: put its classes into train/, val/ and test/")
+    return names[0]
+
+
+def _options(given: list[str]) -> dict[str, Any]:
+    """name=value pairs, the value as in TOML; a bare word is a string."""
+    import tomllib
+
+    options: dict[str, Any] = {}
+    for pair in given:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise RecordError(f"--option takes name=value; got {pair!r}")
+        try:
+            options[name] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            options[name] = value
+    return options
+
+
+def _device(name: str | None) -> str:
+    import torch
+
+    there = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and there == "cpu":
+        raise RecordError("device cuda was asked for, and torch finds no GPU: leave out --device")
+    return name or there
+
+
+def _dataset_table(data: Path | None) -> Any:
+    from rich.table import Table
+
+    from fewshot.data.catalogue import list_datasets
+
+    table = Table(
+        "data set", "classes", "images", "splits", "licence", "where it is, or how to get it", box=None
+    )
+    for row in list_datasets(data):
+        dataset = row.dataset
+        table.add_row(
+            dataset.name,
+            f"{dataset.classes:,}",
+            f"{dataset.images:,}",
+            ", ".join(dataset.splits),
+            dataset.licence,
+            row.where if row.found else f"[dim]{row.where}[/]",
+        )
+    return table
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        app()
+    except FewshotError as error:
+        print(f"fewshot: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("fewshot: stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
