@@ -1,7 +1,7 @@
 """Results: records of the same configuration merged over training seeds, in the order people read them."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
@@ -112,6 +112,14 @@ def merge_seeds(records: Iterable[Record]) -> list[Result]:
     return sorted(results, key=lambda result: _order(result.record))
 
 
+def format_figure(figure: Figure) -> str:
+    """ "97.9 ± 0.2": one digit, or two where the interval would read as zero."""
+    if figure.ci95 is None:
+        return f"{figure.accuracy:.1f}"
+    digits = 1 if figure.ci95 >= 0.05 else 2
+    return f"{figure.accuracy:.{digits}f} ± {figure.ci95:.{digits}f}"
+
+
 def learner_rank(learner: str) -> tuple[int, str]:
     """Where a learner stands among others: by method, variants after the plain one."""
     base = learner.partition(":")[0]
@@ -140,6 +148,39 @@ def row_labels(results: Iterable[Result]) -> list[str]:
         f"{label} {TRANSDUCTIVE_MARK}" if result.record.transductive else label
         for label, result in zip(labels, results, strict=True)
     ]
+
+
+def grouped(results: list[Result], key: Callable[[Record], tuple[object, ...]]) -> list[list[Result]]:
+    """Results with the same key side by side, in the order of the first of each."""
+    groups: dict[tuple[object, ...], list[Result]] = {}
+    for result in results:
+        groups.setdefault(key(result.record), []).append(result)
+    return list(groups.values())
+
+
+def test_set(record: Record) -> tuple[object, ...]:
+    """What the test episodes of a record are drawn from."""
+    return record.dataset, record.split, record.side, record.rotated_test_classes, record.within_group
+
+
+def stream_setting(record: Record) -> tuple[object, ...]:
+    """What makes streams comparable, besides what they are drawn from."""
+    return *test_set(record), record.way, record.length, record.counts, record.labels
+
+
+def describe_test_set(results: Sequence[Result]) -> str:
+    """ "omniglot 28×28, split vinyals (test), upright classes"."""
+    record = results[0].record
+    turned = "upright and turned classes" if record.rotated_test_classes else "upright classes"
+    group = ", within one alphabet" if record.within_group else ""
+    sizes = " and ".join(f"{size}×{size}" for size in sorted({r.record.image_size for r in results}))
+    return f"{record.dataset} {sizes}, split {record.split} ({record.side}), {turned}{group}"
+
+
+def describe_stream(record: Record) -> str:
+    """ "5-way, 50 images, exact counts"."""
+    labels = "" if record.labels == "one_hot" else f", {record.labels} labels"
+    return f"{record.way}-way, {record.length} images, {record.counts} counts{labels}"
 
 
 def training(record: Record) -> str:

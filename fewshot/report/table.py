@@ -5,7 +5,7 @@ a terminal of 100 columns. Rows of transductive learners carry a mark, published
 their own beneath ours, and notes say what every ± means and how the published setting differs.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -18,9 +18,15 @@ from fewshot.report.results import (
     TRANSDUCTIVE_MARK,
     Figure,
     Result,
+    describe_stream,
+    describe_test_set,
+    format_figure,
+    grouped,
     learner_rank,
     merge_seeds,
     row_labels,
+    stream_setting,
+    test_set,
     training,
 )
 
@@ -100,12 +106,12 @@ def tables(records: Iterable[Record]) -> list[ResultTable]:
     kshot = [result for result in results if result.record.protocol == "kshot"]
     stream = [result for result in results if result.record.protocol == "stream"]
     made = []
-    for test_set in _grouped(kshot, _test_set):
-        trained_on = dict.fromkeys(r.record.train_dataset for r in test_set if r.record.train_dataset)
+    for group in grouped(kshot, test_set):
+        trained_on = dict.fromkeys(r.record.train_dataset for r in group if r.record.train_dataset)
         for dataset in trained_on or [None]:
-            chosen = [r for r in test_set if r.record.train_dataset in (None, dataset)]
+            chosen = [r for r in group if r.record.train_dataset in (None, dataset)]
             made.append(_kshot_table(chosen, dataset))
-    made += [_stream_table(group) for group in _grouped(stream, _stream_setting)]
+    made += [_stream_table(group) for group in grouped(stream, stream_setting)]
     return made
 
 
@@ -141,7 +147,7 @@ def _kshot_table(results: list[Result], train_dataset: str | None) -> ResultTabl
         rows.setdefault(label, {})[column] = (result, None)
     trained = f" · trained on {train_dataset}" if train_dataset else ""
     table = ResultTable(
-        title=f"K-shot · {_describe_test_set(results)}{trained}",
+        title=f"K-shot · {describe_test_set(results)}{trained}",
         columns=tuple(f"{way}-way {shot}-shot" for way, shot in settings),
     )
     ways = sorted({way for way, _ in settings})
@@ -156,10 +162,8 @@ def _stream_table(results: list[Result]) -> ResultTable:
     rows: dict[str, dict[int, tuple[Result, int | None]]] = {}
     for label, result in zip(row_labels(results), results, strict=True):
         rows[label] = {column: (result, k) for column, k in enumerate(shown) if k in result.figures}
-    labels = "" if record.labels == "one_hot" else f", {record.labels} labels"
     table = ResultTable(
-        title=f"Stream · {record.way}-way, {record.length} images, {record.counts} counts{labels}"
-        f" · {_describe_test_set(results)}",
+        title=f"Stream · {describe_stream(record)} · {describe_test_set(results)}",
         columns=tuple(_ordinal(k) for k in shown),
     )
     _filled(table, rows, f"chance {100 / record.way:.1f}")
@@ -191,14 +195,14 @@ def _filled(
         ours = [""] * len(table.columns)
         theirs = [""] * len(table.columns)
         for column, (result, instance) in cells.items():
-            ours[column] = _cell(result.figures[instance])
+            ours[column] = format_figure(result.figures[instance])
             published = find_published(result.record, instance)
             if published:
                 differing = differences(result.record, published)
                 note = published.citation + (f". Differs: {'; '.join(differing)}" if differing else "")
                 number = published_notes.setdefault(note, len(published_notes) + 1)
                 interval = f" ± {published.ci95:g}" if published.ci95 is not None else ""
-                theirs[column] = f"{published.accuracy:.1f}{interval} [{number}]"
+                theirs[column] = f"{_as_printed(published.accuracy)}{interval} [{number}]"
         table.rows.append(Row(label, tuple(ours)))
         if any(theirs):
             table.rows.append(Row("paper", tuple(theirs), published=True))
@@ -243,35 +247,9 @@ def _training_note(results: list[Result]) -> list[str]:
     return [f"Trained on {'; on '.join(kinds)}."] if kinds else []
 
 
-def _grouped(results: list[Result], key: Callable[[Record], tuple[object, ...]]) -> list[list[Result]]:
-    groups: dict[tuple[object, ...], list[Result]] = {}
-    for result in results:
-        groups.setdefault(key(result.record), []).append(result)
-    return list(groups.values())
-
-
-def _test_set(record: Record) -> tuple[object, ...]:
-    return record.dataset, record.split, record.side, record.rotated_test_classes, record.within_group
-
-
-def _stream_setting(record: Record) -> tuple[object, ...]:
-    return *_test_set(record), record.way, record.length, record.counts, record.labels
-
-
-def _describe_test_set(results: list[Result]) -> str:
-    record = results[0].record
-    turned = "upright and turned classes" if record.rotated_test_classes else "upright classes"
-    group = ", within one alphabet" if record.within_group else ""
-    sizes = " and ".join(f"{size}×{size}" for size in sorted({r.record.image_size for r in results}))
-    return f"{record.dataset} {sizes}, split {record.split} ({record.side}), {turned}{group}"
-
-
-def _cell(figure: Figure) -> str:
-    """One digit, or two where the interval would read as zero."""
-    if figure.ci95 is None:
-        return f"{figure.accuracy:.1f}"
-    digits = 1 if figure.ci95 >= 0.05 else 2
-    return f"{figure.accuracy:.{digits}f} ± {figure.ci95:.{digits}f}"
+def _as_printed(percentage: float) -> str:
+    """One digit, as papers print; two where they gave two."""
+    return f"{percentage:.1f}" if round(percentage, 1) == percentage else f"{percentage:.2f}"
 
 
 def _episodes(results: list[Result]) -> str:

@@ -1,0 +1,109 @@
+"""What all pictures share: one colour and marker per learner, and how a figure becomes a file.
+
+Figures are made without pyplot, so that nothing is registered globally and no display is asked for.
+"""
+
+import contextlib
+import io
+import os
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+from matplotlib.figure import Figure
+from PIL import Image
+
+from fewshot.errors import RecordError
+
+DOTS_PER_INCH = 150
+GREY = "#5f5f5f"
+LIGHT_GREY = "#d9d9d9"
+
+
+class Style(NamedTuple):
+    color: str
+    marker: str
+
+
+# Okabe and Ito's colours, which people with any colour vision tell apart; the marker tells those that share
+# one. Yellow is left out: it is too pale on white.
+_VERMILLION, _ORANGE, _PINK = "#D55E00", "#E69F00", "#CC79A7"
+_BLUE, _SKY, _GREEN, _BLACK = "#0072B2", "#56B4E9", "#009E73", "#000000"
+
+_STYLES = {
+    "mann": Style(_VERMILLION, "o"),
+    "mann_paper": Style(_ORANGE, "s"),
+    "mann_ntm": Style(_VERMILLION, "v"),
+    "mann_dnc": Style(_ORANGE, "^"),
+    "mann_sparse": Style(_VERMILLION, "D"),
+    "key_value": Style(_ORANGE, "D"),
+    "attention": Style(_PINK, "s"),
+    "lstm": Style(_PINK, "v"),
+    "feedforward": Style(_PINK, "<"),
+    "prototypical": Style(_BLUE, "^"),
+    "matching": Style(_SKY, "s"),
+    "relation": Style(_SKY, "o"),
+    "siamese": Style(_SKY, "v"),
+    "maml": Style(_GREEN, "D"),
+    "fomaml": Style(_SKY, "D"),
+    "anil": Style(_GREEN, "v"),
+    "metasgd": Style(_GREEN, "s"),
+    "reptile": Style(_GREEN, "o"),
+    "ridge": Style(_BLUE, "s"),
+    "logistic": Style(_BLUE, "o"),
+    "baseline": Style(_BLUE, "v"),
+    "baseline_pp": Style(_BLUE, "D"),
+    "simpleshot": Style(_BLUE, "<"),
+    "meta_baseline": Style(_BLUE, ">"),
+    "nearest_feature": Style(_BLACK, "v"),
+    "nearest_neighbour": Style(_BLACK, "X"),
+    "count_guesser": Style("#8a8a8a", "P"),
+}
+_OTHERS = tuple(Style(color, marker) for marker in "ph8*" for color in (_VERMILLION, _BLUE, _GREEN, _PINK))
+
+
+def learner_style(learner: str) -> Style:
+    """The learner's colour and marker, the same in all figures; one's own learner gets one by its name."""
+    base = learner.partition(":")[0]
+    return _STYLES.get(base) or _OTHERS[zlib.crc32(learner.encode()) % len(_OTHERS)]
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, width by height in inches."""
+    return Figure(figsize=(width, height), dpi=DOTS_PER_INCH, facecolor="white")
+
+
+def add_title(figure: Figure, title: str, *lines: str) -> None:
+    """A title with smaller lines beneath it, at the top left; takes 0.36 + 0.18 inches per line."""
+    width, height = figure.get_size_inches()
+    left = 0.1 / width
+    figure.text(left, 1 - 0.1 / height, title, fontsize=12, weight="bold", va="top")
+    for i, line in enumerate(lines):
+        figure.text(left, 1 - (0.36 + 0.18 * i) / height, line, fontsize=9, color=GREY, va="top")
+
+
+def save(figure: Figure, path: Path, colors: int | None = None) -> Path:
+    """Write a figure as PNG: the same bytes for the same content, and never half a file.
+
+    colors: reduce to so many, which makes a plot a third of the size; not for photographs.
+    Raises RecordError where the folder cannot be written.
+    """
+    drawn, content = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=DOTS_PER_INCH)
+    image = Image.open(drawn).convert("RGB")  # neither alpha nor matplotlib's version is kept
+    if colors:
+        image = image.quantize(colors, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    image.save(content, format="png", optimize=True, dpi=(DOTS_PER_INCH, DOTS_PER_INCH))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content.getvalue())
+        temporary.replace(path)
+    except OSError as error:
+        raise RecordError(
+            f"cannot write {path}: {error.strerror or error}; make it writable or choose another folder"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    return path
