@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fewshot.errors import LearnerError
-from fewshot.learners.backbones import BatchNormMode, ConvBackbone, Downsample
+from fewshot.learners.backbones import BatchNormMode, ConvBackbone, ConvEmbedding, Downsample
 
 
 @pytest.mark.parametrize(
@@ -47,3 +47,14 @@ def test_batch_norm_modes_when_evaluating(
 def test_an_image_too_small_is_refused_in_one_line(widths: tuple[int, ...]) -> None:
     with pytest.raises(LearnerError, match=r"8x8: give fewer widths \(at least one\) or a larger image"):
         ConvBackbone((1, 8, 8), widths)
+
+
+def test_an_embedding_is_centred_and_of_unit_variance_in_training() -> None:
+    torch.manual_seed(0)
+    embedding = ConvEmbedding((1, 8, 8), (4, 4), 6)
+    codes = embedding(torch.rand(5, 7, 1, 8, 8))
+    assert codes.shape == (5, 7, 6)
+    torch.testing.assert_close(codes.mean((0, 1)), torch.zeros(6), atol=1e-5, rtol=0)
+    assert codes.flatten(0, 1).std(0, correction=0).sub(1).abs().max() < 0.1
+    plain = ConvEmbedding((1, 8, 8), (4, 4), 6, batch_norm="none")
+    assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in plain.modules())
