@@ -16,7 +16,6 @@ meta-gradient that it takes through batch norm was wrong by 0.4 %, in torch 2.15
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 
 from fewshot.episodes.batch import StreamBatch, Support
 from fewshot.errors import LearnerError
-from fewshot.learners.backbones import Downsample
+from fewshot.learners.backbones import ConvBackbone, Downsample
 from fewshot.learners.base import Learner
 
 Statistics = Literal["together", "single"]
@@ -83,26 +82,18 @@ class GradientLearner(Learner):
         self.inner_learning_rate = inner_learning_rate
         self.inner_steps = inner_steps
         self.inner_steps_test = inner_steps_test
+        # They hold the initial weights; the episodes' own go through `_logits`.
+        self.backbone = ConvBackbone(image_shape, widths, downsample=downsample, batch_norm="batch")
+        self.backbone_name = self.backbone.name
+        self.head = nn.Linear(self.backbone.output_size, way)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
         self.stride = 2 if downsample == "stride" else 1
-        channels, height, width = image_shape
-        weights: list[Tensor] = []
-        for before, after in pairwise((channels, *widths)):
-            # A convolution without bias (batch norm removes it), and the batch norm's scale and shift.
-            kernel = nn.init.kaiming_normal_(torch.empty(after, before, 3, 3))
-            weights += [kernel, torch.ones(after), torch.zeros(after)]
-            height, width = ((side + self.stride - 1) // 2 for side in (height, width))
-        if min(height, width) < 1:
-            raise LearnerError(
-                f"each of {len(widths)} convolution blocks halves the image, and "
-                f"{image_shape[1]}x{image_shape[2]} is too small: give fewer widths or a larger image"
-            )
-        weights += [torch.zeros(way, widths[-1] * height * width), torch.zeros(way)]
-        self.initial = nn.ParameterList(weights)
 
     def start(self, batch: int, way: int) -> Adapted:
         if way != self.way:
             raise LearnerError(f"{type(self).__name__} was built for {self.way}-way episodes; got {way}-way")
-        images = self.initial[0].new_zeros(batch, 0, *self.image_shape)
+        images = self.head.bias.new_zeros(batch, 0, *self.image_shape)
         return Adapted(images, torch.zeros(batch, 0, dtype=torch.int64, device=images.device))
 
     def observe(self, state: Adapted, image: Tensor, label: Tensor) -> Adapted:
@@ -148,7 +139,7 @@ class GradientLearner(Learner):
         """
         wanted = torch.is_grad_enabled()
         with torch.enable_grad():
-            weights = tuple(weight.expand(len(images), *weight.shape) for weight in self.initial)
+            weights = tuple(weight.expand(len(images), *weight.shape) for weight in self.parameters())
             for _ in range(self.inner_steps if self.training else self.inner_steps_test):
                 logits = self._logits(weights, images.unsqueeze(1))[:, 0]
                 # Summed over episodes, which do not share weights, and averaged over an episode's images.
@@ -165,7 +156,8 @@ class GradientLearner(Learner):
     def _logits(self, weights: Sequence[Tensor], images: Tensor) -> Tensor:
         """The network: (batch, set, image, channel, height, width) -> (batch, set, image, way).
 
-        weights: one set per episode, batch first. The images of a set are normalised together.
+        weights: one set per episode, batch first, in the order of `parameters`: of each block the kernel and
+        the batch norm's scale and shift, then the head. The images of a set are normalised together.
         """
         batch, sets, count = images.shape[:3]
         maps = images.permute(2, 1, 0, 3, 4, 5).flatten(2, 3).flatten(0, 1)  # (image·set, batch·channel, ...)
