@@ -440,6 +440,7 @@ def _dataset_table(data: Path | None) -> Any:
 
 def main() -> None:
     """The console script."""
+    sys.path.insert(0, "")  # so that a learner of one's own is found as "module:Class" from where it lies
     try:
         app()
     except FewshotError as error:

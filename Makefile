@@ -1,0 +1,45 @@
+# Every target prepares .venv by itself when it is missing or stale: one command on a fresh machine.
+.DEFAULT_GOAL := help
+.PHONY: help demo test check data results bench clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+USER_STAMP := .venv/installed
+DEV_STAMP := .venv/installed-dev
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 10
+
+demo: $(USER_STAMP)  ## train and compare on the embedded glyphs, both protocols: no download, 8 minutes on two cores
+	$(BIN)/fewshot run benchmarks/quickstart.toml --out results/demo --fresh
+
+test: $(DEV_STAMP)  ## run all tests (those on real images need FEWSHOT_DATA)
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+check: $(DEV_STAMP)  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+data: $(USER_STAMP)  ## download Omniglot into the data directory, after saying source, licence and size
+	$(BIN)/fewshot data get omniglot
+
+results: $(USER_STAMP)  ## make what is missing of the recorded results (hours), then verify them
+	for suite in quickstart omniglot_first glyphs_to_omniglot; do \
+		$(BIN)/fewshot run benchmarks/$$suite.toml && $(BIN)/fewshot verify results/$$suite || exit; done
+
+bench: $(USER_STAMP)  ## measure speed against its limit, in one run
+	$(BIN)/python benchmarks/speed/episodes.py
+
+clean:  ## remove the environment and what tools leave behind, never data or results
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(USER_STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("fewshot needs Python 3.11 or later") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(DEV_STAMP): $(USER_STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
