@@ -60,7 +60,7 @@ def draw_kshot(
         top = queries_at + 1.08 * label
         for column, image in enumerate(query_images[query_labels == label]):
             _draw(axes, image, column, top, label)
-        _name(axes, columns, top + 0.5, label, class_names)
+        _name(axes, query, top + 0.5, label, class_names)
     return figure
 
 
@@ -78,9 +78,7 @@ def draw_stream(
     """
     rows = -(-len(images) // columns)
     height = max(rows * (1 + CAPTION), 0.5 * len(class_names))
-    told = (
-        f"{len(class_names)}-way, {len(images)} images in order; filled label: first presentation"
-    )
+    told = f"{len(class_names)}-way, {len(images)} images in order; filled label: first presentation"
     figure, axes = _canvas(columns, height, class_names, title, told)
     for place, (image, label, seen) in enumerate(zip(images, labels, presentation, strict=True)):
         row, column = divmod(place, columns)

@@ -54,7 +54,7 @@ def plot_suite(folder: Path) -> list[Path]:
         name = f"stream-{record.way}way-{record.length}-{record.counts}{labels}-{_name(group)}"
         figures[name] = stream_figure(group)
     curves = read_curves(folder / "curves")
-    if not curves.empty:
+    if curves["val_accuracy"].notna().any():
         figures["curves"] = curves_figure(curves)
     return [save(figure, folder / "plots" / f"{name}.png", colors=256) for name, figure in figures.items()]
 

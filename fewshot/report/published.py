@@ -9,7 +9,7 @@ A published figure stands beside ours where method, dataset, protocol, labels, w
 are the same and the backbones are of one family (any four-block convolution; ResNet-12; ...). Methods that
 are themselves recurrent networks on pixels (MANN, LSTM) need no common family. Validation classes, another
 training dataset and variants ("mann:no_tie") have no published counterpart. Where several figures qualify,
-the one with our transduction comes first, then the method's own paper (`original`), then the earliest.
+those of the method's own paper (`original`) come first, then those with our transduction, then the earliest.
 Figures of low confidence are used from the method's own paper only, and say so. What still differs is
 listed by `differences`.
 """
@@ -116,8 +116,8 @@ def find_published(record: Record, instance: int | None = None) -> Published | N
     return min(
         candidates,
         key=lambda row: (
-            row.transductive not in (None, record.transductive),
             not row.original,
+            row.transductive not in (None, record.transductive),
             row.confidence == "low",
             row.year,
         ),

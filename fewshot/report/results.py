@@ -140,9 +140,12 @@ def row_labels(results: Iterable[Result]) -> list[str]:
         labels = [f"{label} {_size(result)}" for label, result in zip(labels, results, strict=True)]
     for describe in (_backbone, _training, _configuration, _key):
         crowded = _crowded(labels, results)
+        told = [describe(result) for result in results]
+        kinds = {(label, words) for label, words in zip(labels, told, strict=True)}
+        helpful = {label for label in crowded if sum(named == label for named, _ in kinds) > 1}
         labels = [
-            f"{label}{describe(result)}" if label in crowded else label
-            for label, result in zip(labels, results, strict=True)
+            f"{label}{words}" if label in helpful else label
+            for label, words in zip(labels, told, strict=True)
         ]
     return [
         f"{label} {TRANSDUCTIVE_MARK}" if result.record.transductive else label

@@ -232,7 +232,7 @@ def _notes(rows: dict[str, dict[int, tuple[Result, int | None]]], results: list[
     if any(result.record.transductive for result in results):
         notes.append(
             f"{TRANSDUCTIVE_MARK} transductive: an answer may depend on the other queries of its episode; "
-            "not comparable with the other rows."
+            "not comparable with rows without the mark."
         )
     return notes
 
