@@ -255,15 +255,18 @@ def _deterministic(learner: Learner, probe: _Probe) -> None:
 
 
 def _saved_and_loaded(learner: Learner, probe: _Probe) -> None:
-    batch = probe.kshot()
-    expected = _answer(learner, batch)
+    loaded = copy.deepcopy(learner)
+    for tensor in loaded.state_dict().values():
+        tensor.zero_()
+    learner.calibrate(probe.stream())
+    batches: tuple[EpisodeBatch, ...] = (probe.kshot(), probe.stream())
+    expected = [_answer(learner, batch) for batch in batches]
     file = io.BytesIO()
     torch.save(learner.state_dict(), file)
-    for tensor in learner.state_dict().values():
-        tensor.zero_()
     file.seek(0)
-    learner.load_state_dict(torch.load(file, map_location=probe.kshot().query_images.device))
-    probe.same(expected, _answer(learner, batch), "answers before saving and after loading")
+    loaded.load_state_dict(torch.load(file))
+    for batch, answers in zip(batches, expected, strict=True):
+        probe.same(answers, _answer(loaded, batch), "calibrated, saved and loaded, it answers differently")
 
 
 def _trains(learner: Learner, probe: _Probe) -> None:

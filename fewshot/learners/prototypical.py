@@ -15,6 +15,9 @@ from fewshot.learners.backbones import ConvBackbone
 from fewshot.learners.base import Learner
 from fewshot.learners.metric import best_new_score, counts_before, squared_distances, with_new_score
 
+EPISODES_AT_ONCE = 8
+"""In calibration: so many streams of images go through the backbone side by side, to bound the memory."""
+
 
 class Prototypes(NamedTuple):
     """sums: (batch, way, feature), of the features of each class's images; counts: (batch, way)."""
@@ -67,7 +70,9 @@ class Prototypical(Learner):
 
     def stream(self, batch: StreamBatch) -> Tensor:
         counts = counts_before(batch.labels, batch.way)
-        return with_new_score(self._stream_scores(batch), counts, self.new_score)
+        return with_new_score(
+            self._stream_scores(batch.images, batch.labels, batch.way), counts, self.new_score
+        )
 
     def loss(self, batch: EpisodeBatch) -> Tensor:
         """Cross-entropy of the queries; support and query share one batch norm, as published."""
@@ -83,17 +88,19 @@ class Prototypical(Learner):
     @torch.no_grad()
     def calibrate(self, batch: StreamBatch) -> None:
         """Choose the new score with which these streams are answered best."""
-        self.new_score.copy_(best_new_score(self._stream_scores(batch), batch))
+        few = zip(batch.images.split(EPISODES_AT_ONCE), batch.labels.split(EPISODES_AT_ONCE), strict=True)
+        scores = torch.cat([self._stream_scores(images, labels, batch.way) for images, labels in few])
+        self.new_score.copy_(best_new_score(scores, batch))
 
-    def _stream_scores(self, batch: StreamBatch) -> Tensor:
+    def _stream_scores(self, images: Tensor, labels: Tensor, way: int) -> Tensor:
         """(batch, length, way), from the images before each step; each image is embedded once."""
-        features = self.backbone(batch.images)
-        shown = F.one_hot(batch.labels, batch.way).to(features)
+        features = self.backbone(images)
+        shown = F.one_hot(labels, way).to(features)
         contributions = shown.unsqueeze(-1) * features.unsqueeze(2)
         sums = contributions.cumsum(1) - contributions
-        before = Prototypes(sums.flatten(0, 1), counts_before(batch.labels, batch.way).flatten(0, 1))
+        before = Prototypes(sums.flatten(0, 1), counts_before(labels, way).flatten(0, 1))
         scores = -squared_distances(features.flatten(0, 1).unsqueeze(1), before.means)
-        return scores.reshape(*batch.labels.shape, batch.way)
+        return scores.reshape(*labels.shape, way)
 
 
 def _prototypes(features: Tensor, labels: Tensor, way: int) -> Prototypes:

@@ -1,0 +1,264 @@
+"""The conformance check: every registered learner passes, and each kind of broken promise is caught."""
+
+from typing import Any, ClassVar
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fewshot.episodes.batch import EpisodeBatch, KShotBatch, StreamBatch, Support
+from fewshot.errors import LearnerError
+from fewshot.learners.base import Learner
+from fewshot.learners.check import PROMISES, check_learner
+from fewshot.learners.registry import build_learner, learner_names
+
+IMAGE_SHAPE = (1, 8, 8)
+WAY = 3
+SMALL: dict[str, dict[str, Any]] = {
+    "fomaml": {"widths": (4, 4)},
+    "lstm": {"widths": (4, 4), "hidden_size": 12},
+    "maml": {"widths": (4, 4)},
+    "mann": {"widths": (4, 4), "hidden_size": 12, "num_slots": 8, "word_size": 5, "read_heads": 2},
+    "mann_paper": {"hidden_size": 12},
+    "prototypical": {"widths": (4, 4)},
+}
+
+State = tuple[Tensor, Tensor]
+
+
+class ClassMeans(Learner):
+    """A learner that keeps its promises: distance to the class means of scaled pixels."""
+
+    def __init__(self, image_shape: tuple[int, int, int] = IMAGE_SHAPE, way: int = WAY) -> None:
+        super().__init__(image_shape, way)
+        self.scale = nn.Parameter(torch.tensor(0.1))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def start(self, batch: int, way: int) -> State:
+        pixels = self.image_shape[0] * self.image_shape[1] * self.image_shape[2]
+        return torch.zeros(batch, way, pixels), torch.zeros(batch, way, 1)
+
+    def observe(self, state: State, image: Tensor, label: Tensor) -> State:
+        sums, counts = state
+        shown = F.one_hot(label, sums.shape[1]).to(image).unsqueeze(2)
+        return sums + shown * self.features(image).unsqueeze(1), counts + shown
+
+    def predict(self, state: State, images: Tensor) -> Tensor:
+        sums, counts = state
+        means = sums / counts.clamp(min=1)
+        return -(self.features(images).unsqueeze(2) - means.unsqueeze(1)).square().sum(-1)
+
+    def features(self, images: Tensor) -> Tensor:
+        return self.scale * images.flatten(-3)
+
+
+class KeepsStateOnTheModule(ClassMeans):
+    """easyfsl's habit: prototypes are an attribute."""
+
+    def observe(self, state: State, image: Tensor, label: Tensor) -> State:
+        self.kept = super().observe(state, image, label)
+        return self.kept
+
+    def predict(self, state: State, images: Tensor) -> Tensor:
+        return super().predict(getattr(self, "kept", state), images)
+
+
+class WritesIntoTheState(ClassMeans):
+    def observe(self, state: State, image: Tensor, label: Tensor) -> State:
+        sums, counts = state
+        sums += F.one_hot(label, sums.shape[1]).unsqueeze(2) * self.features(image).unsqueeze(1)
+        counts += F.one_hot(label, sums.shape[1]).unsqueeze(2)
+        return sums, counts
+
+
+class LearnsFromQueries(ClassMeans):
+    """Undeclared transduction: queries are centred together."""
+
+    def predict(self, state: State, images: Tensor) -> Tensor:
+        return super().predict(state, images - images.mean(1, keepdim=True))
+
+
+class MixesEpisodes(ClassMeans):
+    """Batch norm over the whole batch of episodes."""
+
+    def predict(self, state: State, images: Tensor) -> Tensor:
+        return super().predict(state, images / images.std())
+
+
+class ReadsQueryLabels(ClassMeans):
+    def answer(self, batch: EpisodeBatch) -> Tensor:
+        logits = super().answer(batch)
+        return logits + F.one_hot(batch.query_labels, batch.way) if isinstance(batch, KShotBatch) else logits
+
+
+class ReadsTheStreamAhead(ClassMeans):
+    def stream(self, batch: StreamBatch) -> Tensor:
+        return super().stream(batch) + F.one_hot(batch.labels, batch.way)
+
+
+class StreamsDifferently(ClassMeans):
+    """A faster stream with a mistake: it forgets the first image."""
+
+    def stream(self, batch: StreamBatch) -> Tensor:
+        rest = StreamBatch(*(part[:, 1:] for part in batch[:3]), batch.class_ids, batch.way)
+        return F.pad(super().stream(rest), (0, 0, 1, 0))
+
+
+class AdaptsDifferently(ClassMeans):
+    def adapt(self, support: Support) -> State:
+        return super().adapt(support._replace(images=support.images[:, 1:], labels=support.labels[:, 1:]))
+
+
+class PrefersTheFirstLabel(ClassMeans):
+    """Claims label equivariance, which it has not."""
+
+    def predict(self, state: State, images: Tensor) -> Tensor:
+        logits = super().predict(state, images)
+        return logits - torch.arange(logits.shape[2])
+
+
+class GuessesLabelsFromImages(ClassMeans):
+    """The shortcut of samplers that number classes in a fixed order: brightness tells the label."""
+
+    label_equivariant: ClassVar[bool] = False
+
+    def predict(self, state: State, images: Tensor) -> Tensor:
+        way = state[0].shape[1]
+        return -(images.flatten(-3).mean(-1, keepdim=True) - torch.arange(way) / way).square()
+
+
+class CountsItsCalls(ClassMeans):
+    calls: Tensor
+
+    def predict(self, state: State, images: Tensor) -> Tensor:
+        self.calls += 1
+        return super().predict(state, images)
+
+
+class StaysInTrainingMode(ClassMeans):
+    """The MAML examples that call train() inside test."""
+
+    def predict(self, state: State, images: Tensor) -> Tensor:
+        self.train()
+        return super().predict(state, images)
+
+
+class LosesALabel(ClassMeans):
+    def predict(self, state: State, images: Tensor) -> Tensor:
+        return super().predict(state, images)[..., 1:]
+
+
+class OnlyItsOwnWay(ClassMeans):
+    """Answers only the way it was built for, and does not say so."""
+
+    def predict(self, state: State, images: Tensor) -> Tensor:
+        return super().predict(state, images)[..., : self.way]
+
+
+class DividesByZero(ClassMeans):
+    def predict(self, state: State, images: Tensor) -> Tensor:
+        sums, counts = state
+        return super().predict((sums / counts, torch.ones_like(counts)), images)
+
+
+class Guesses(ClassMeans):
+    def predict(self, state: State, images: Tensor) -> Tensor:
+        logits = super().predict(state, images)
+        return logits + torch.rand_like(logits)
+
+
+class ForgetsWhenSaved(ClassMeans):
+    """What calibration finds is no buffer."""
+
+    sharpness = 1.0
+
+    def calibrate(self, batch: StreamBatch) -> None:
+        self.sharpness = 2.0
+
+    def predict(self, state: State, images: Tensor) -> Tensor:
+        return self.sharpness * super().predict(state, images)
+
+
+class TrainsHalf(ClassMeans):
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(2))
+
+
+class ExplodesInTraining(ClassMeans):
+    def loss(self, batch: EpisodeBatch) -> Tensor:
+        return super().loss(batch) / 0
+
+
+class Crashes(ClassMeans):
+    def observe(self, state: State, image: Tensor, label: Tensor) -> State:
+        raise RuntimeError("only K-shot\nhere")
+
+
+BROKEN: dict[type[ClassMeans], tuple[str, str]] = {
+    KeepsStateOnTheModule: ("state is a value that goes in and out", "another episode in between"),
+    WritesIntoTheState: ("state is a value that goes in and out", "writes into the state"),
+    LearnsFromQueries: ("no query tells about another", "transductive is not declared"),
+    MixesEpisodes: ("a batch is its episodes side by side", "side by side and alone"),
+    ReadsQueryLabels: ("labels asked for are not read", "the labels of the queries"),
+    ReadsTheStreamAhead: ("labels asked for are not read", "labels not shown yet"),
+    StreamsDifferently: ("a stream is observed step by step", "logits differ"),
+    AdaptsDifferently: ("a support set is its images observed", "logits differ"),
+    PrefersTheFirstLabel: ("labels are only names", "does not permute K-shot logits"),
+    GuessesLabelsFromImages: ("labels are only names", "guessed from images alone"),
+    CountsItsCalls: ("evaluation changes no parameter, buffer or mode", "calls changes"),
+    StaysInTrainingMode: ("evaluation changes no parameter, buffer or mode", "left in training mode"),
+    LosesALabel: ("logits have the shape (batch, asked, way)", "3-way K-shot should give"),
+    OnlyItsOwnWay: ("logits have the shape (batch, asked, way)", "4-way K-shot should give"),
+    DividesByZero: ("logits are finite", "stream logits are infinite"),
+    Guesses: ("the same question has the same answer", "asked twice"),
+    ForgetsWhenSaved: ("weights can be saved and loaded", "saved and loaded"),
+    TrainsHalf: ("training reaches every parameter", "no gradient to unused"),
+    ExplodesInTraining: ("training reaches every parameter", "not one finite number"),
+    Crashes: ("a support set is its images observed", "raised RuntimeError: only K-shot here"),
+}
+
+
+@pytest.mark.parametrize("name", learner_names())
+def test_every_registered_learner_keeps_its_promises(name: str) -> None:
+    torch.manual_seed(0)
+    check_learner(build_learner(name, IMAGE_SHAPE, WAY, SMALL.get(name, {})))
+
+
+def test_the_learner_that_the_broken_ones_are_made_of_is_whole() -> None:
+    check_learner(ClassMeans())
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.__name__)
+def test_each_broken_promise_is_named(broken: type[ClassMeans]) -> None:
+    promise, seen = BROKEN[broken]
+    with pytest.raises(LearnerError) as caught:
+        check_learner(broken())
+    message = str(caught.value)
+    assert message.startswith(f"{broken.__name__} breaks")
+    assert promise in message
+    assert seen in message
+    assert "\n" not in message
+
+
+def test_every_promise_has_somebody_who_breaks_it() -> None:
+    assert {promise for promise, _ in BROKEN.values()} == set(PROMISES)
+
+
+def test_a_declared_transductive_learner_may_look_at_queries() -> None:
+    class Declared(LearnsFromQueries):
+        transductive = True
+
+    check_learner(Declared())
+
+
+def test_the_learner_itself_is_not_touched() -> None:
+    learner = CountsItsCalls().train()
+    state = torch.random.get_rng_state()
+    with pytest.raises(LearnerError):
+        check_learner(learner)
+    assert learner.calls == 0
+    assert learner.training
+    assert learner.scale.grad is None
+    assert torch.equal(state, torch.random.get_rng_state())

@@ -1,0 +1,149 @@
+"""Prototypes against their definition, and the new score that streams are calibrated with."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from fewshot.episodes.batch import KShotBatch, StreamBatch, Support
+from fewshot.episodes.source import presentation
+from fewshot.learners.metric import best_new_score, counts_before, squared_distances
+from fewshot.learners.prototypical import Prototypical
+
+WAY = 4
+IMAGE_SHAPE = (1, 10, 10)
+
+
+def build() -> Prototypical:
+    torch.manual_seed(0)
+    return Prototypical(IMAGE_SHAPE, WAY, widths=(4, 6)).double()
+
+
+def kshot(batch: int = 3, shot: int = 2, query: int = 2) -> KShotBatch:
+    torch.manual_seed(1)
+    labels = torch.stack([torch.randperm(WAY * (shot + query)) % WAY for _ in range(batch)])
+    labels[:, : WAY * shot] = torch.arange(WAY * shot) % WAY
+    images = torch.randn(batch, labels.shape[1], *IMAGE_SHAPE).double()
+    split = WAY * shot
+    support = Support(images[:, :split], labels[:, :split], WAY)
+    return KShotBatch(support, images[:, split:], labels[:, split:], torch.arange(WAY).expand(batch, -1))
+
+
+def stream(batch: int, length: int, seed: int = 2) -> StreamBatch:
+    """Images that are all but the same within a class."""
+    torch.manual_seed(seed)
+    labels = torch.stack([torch.randperm(length) % WAY for _ in range(batch)])
+    patterns = torch.randn(batch, WAY, *IMAGE_SHAPE)
+    images = patterns[torch.arange(batch).unsqueeze(1), labels]
+    images = (images + 0.1 * torch.randn(images.shape)).double()
+    class_ids = torch.arange(WAY).expand(batch, -1)
+    return StreamBatch(images, labels, presentation(labels, WAY), class_ids, WAY)
+
+
+def accuracy(logits: Tensor, labels: Tensor, where: Tensor) -> float:
+    return float((logits.argmax(-1) == labels)[where].double().mean())
+
+
+def test_logits_are_minus_the_squared_distance_to_the_class_mean() -> None:
+    learner, batch = build().eval(), kshot()
+    with torch.no_grad():
+        answers = learner.answer(batch)
+        for episode in range(len(answers)):
+            shown = learner.backbone(batch.support.images[episode])
+            for query, image in enumerate(batch.query_images[episode]):
+                feature = learner.backbone(image.unsqueeze(0))[0]
+                for label in range(WAY):
+                    mean = shown[batch.support.labels[episode] == label].mean(0)
+                    expected = -(feature - mean).square().sum()
+                    torch.testing.assert_close(answers[episode, query, label], expected)
+
+
+def test_loss_shares_one_batch_norm_between_support_and_query() -> None:
+    learner, batch = build().train(), kshot()
+    loss = learner.loss(batch)
+    everything = torch.cat([batch.support.images, batch.query_images], 1).flatten(0, 1)
+    learner.backbone(everything)  # what the running statistics have seen twice is the same
+    first = [buffer.clone() for name, buffer in learner.named_buffers() if name.endswith("running_mean")]
+    torch.manual_seed(0)
+    fresh = build().train()
+    fresh.backbone(everything)
+    fresh.backbone(everything)
+    second = [buffer for name, buffer in fresh.named_buffers() if name.endswith("running_mean")]
+    for one, other in zip(first, second, strict=True):
+        torch.testing.assert_close(one, other)
+    assert loss.isfinite()
+
+
+def test_squared_distances_are_those_of_cdist() -> None:
+    points, others = torch.randn(2, 5, 7).double(), torch.randn(2, 3, 7).double()
+    torch.testing.assert_close(squared_distances(points, others), torch.cdist(points, others).square())
+
+
+def test_counts_are_of_the_steps_before() -> None:
+    counts = counts_before(torch.tensor([[1, 0, 1, 1]]), 2)
+    assert counts.tolist() == [[[0, 0], [0, 1], [1, 1], [1, 2]]]
+
+
+def brute_force_score(scores: Tensor, batch: StreamBatch) -> float:
+    """The most right answers, in expectation, that any new score can give."""
+    counts = counts_before(batch.labels, batch.way)
+
+    def right(new_score: float) -> float:
+        total = 0.0
+        for episode, step in (counts >= 0).all(-1).nonzero().tolist():
+            seen = counts[episode, step] > 0
+            unseen = int((~seen).sum())
+            label = int(batch.labels[episode, step])
+            best = scores[episode, step].masked_fill(~seen, -torch.inf)
+            if unseen and (not seen.any() or float(best.max()) < new_score):
+                total += (not seen[label]) / unseen
+            else:
+                total += int(best.argmax()) == label
+        return total
+
+    thresholds = scores.flatten().sort().values
+    middles = (thresholds[1:] + thresholds[:-1]) / 2
+    candidates = [float(thresholds[0]) - 1, *middles.tolist(), float(thresholds[-1]) + 1]
+    ours = right(float(best_new_score(scores, batch)))
+    assert ours == pytest.approx(max(map(right, candidates)))
+    return ours
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_threshold_answers_better_than_the_calibrated_one(seed: int) -> None:
+    batch = stream(batch=3, length=12, seed=seed)
+    torch.manual_seed(seed)
+    scores = torch.randn(3, 12, WAY).double()
+    scores[..., 0] += 0.5
+    assert brute_force_score(scores, batch) > 0
+
+
+def test_calibration_recognises_new_classes() -> None:
+    learner = build().eval()
+    learner.calibrate(stream(batch=50, length=20))
+    batch = stream(batch=50, length=20, seed=3)
+    with torch.no_grad():
+        answers = learner.stream(batch)
+    assert accuracy(answers, batch.labels, batch.presentation > 1) > 0.95
+    unseen = (counts_before(batch.labels, WAY) == 0).sum(-1)
+    last = (batch.presentation == 1) & (unseen == 1)
+    assert accuracy(answers, batch.labels, last) > 0.95  # only one label is left for a new class
+
+
+def test_labels_not_seen_share_the_new_score() -> None:
+    learner = build().eval()
+    state = learner.observe(learner.start(1, WAY), torch.randn(1, *IMAGE_SHAPE).double(), torch.tensor([2]))
+    logits = learner.predict(state, torch.randn(1, 3, *IMAGE_SHAPE).double())
+    new_score = learner.new_score.item()
+    assert (logits[..., [0, 1, 3]] == new_score).all()
+    assert (logits[..., 2] != new_score).all()
+
+
+def test_calibration_without_a_doubtful_image_is_harmless() -> None:
+    learner = build().eval()
+    batch = stream(batch=1, length=WAY)
+    learner.calibrate(
+        batch._replace(
+            images=batch.images[:, :1], labels=batch.labels[:, :1], presentation=batch.presentation[:, :1]
+        )
+    )
+    assert learner.new_score.isfinite()
