@@ -88,8 +88,8 @@ class Prototypical(Learner):
     @torch.no_grad()
     def calibrate(self, batch: StreamBatch) -> None:
         """Choose the new score with which these streams are answered best."""
-        few = zip(batch.images.split(EPISODES_AT_ONCE), batch.labels.split(EPISODES_AT_ONCE), strict=True)
-        scores = torch.cat([self._stream_scores(images, labels, batch.way) for images, labels in few])
+        few = (torch.split(part, EPISODES_AT_ONCE) for part in (batch.images, batch.labels))
+        scores = torch.cat([self._stream_scores(*part, batch.way) for part in zip(*few, strict=True)])
         self.new_score.copy_(best_new_score(scores, batch))
 
     def _stream_scores(self, images: Tensor, labels: Tensor, way: int) -> Tensor:
