@@ -4,6 +4,7 @@ A class is the mean of its images' features (equation 1); an image belongs to th
 nearest by squared Euclidean distance (equation 2). Nothing is learned inside an episode but the means.
 """
 
+from itertools import repeat
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -88,8 +89,9 @@ class Prototypical(Learner):
     @torch.no_grad()
     def calibrate(self, batch: StreamBatch) -> None:
         """Choose the new score with which these streams are answered best."""
-        few = (torch.split(part, EPISODES_AT_ONCE) for part in (batch.images, batch.labels))
-        scores = torch.cat([self._stream_scores(*part, batch.way) for part in zip(*few, strict=True)])
+        images, labels = (torch.split(part, EPISODES_AT_ONCE) for part in (batch.images, batch.labels))
+        parts = map(self._stream_scores, images, labels, repeat(batch.way))
+        scores = torch.cat(list(parts))
         self.new_score.copy_(best_new_score(scores, batch))
 
     def _stream_scores(self, images: Tensor, labels: Tensor, way: int) -> Tensor:
