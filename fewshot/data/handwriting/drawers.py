@@ -82,8 +82,9 @@ def trace(draws: Draws, stroke: Stroke, hands: Hands) -> tuple[Ints, NDArray[np.
     turn = (turn + along(draws, 9 * DEGREE, total, TREMOR)) * care // ONE
     stretch = (draws.normals(130, DRAWERS, 1) + along(draws, 260, total, part)) * care // ONE
     stretch = np.maximum(ONE // 3, ONE + stretch)
-    x = (movement[..., 0] * cosine(turn) - movement[..., 1] * sine(turn)) // ONE * stretch // ONE
-    y = (movement[..., 0] * sine(turn) + movement[..., 1] * cosine(turn)) // ONE * stretch // ONE
+    cos, sin = cosine(turn), sine(turn)
+    x = (movement[..., 0] * cos - movement[..., 1] * sin) // ONE * stretch // ONE
+    y = (movement[..., 0] * sin + movement[..., 1] * cos) // ONE * stretch // ONE
     path = np.cumsum(np.stack([x, y], axis=-1), axis=1) * PIXEL // ONE
 
     # The eye leads the hand: over the stroke, most of the drift from its intended end is taken back.
@@ -107,7 +108,7 @@ def bend(draws: Draws, points: Ints, hands: Hands) -> Ints:
     extent = int((points.max(axis=(0, 1)) - low).max()) + 1
     where = (points - low) * (NET - 1) * ONE // extent
     column, row = where[..., 0] // ONE, where[..., 1] // ONE
-    right, below = where[..., :1] % ONE, where[..., 1:] % ONE
+    right, below = where[..., :1] & (ONE - 1), where[..., 1:] & (ONE - 1)
     drawer = np.arange(DRAWERS)[:, None]
     above = push[drawer, row, column] * (ONE - right) + push[drawer, row, column + 1] * right
     beneath = push[drawer, row + 1, column] * (ONE - right) + push[drawer, row + 1, column + 1] * right

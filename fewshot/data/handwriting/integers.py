@@ -79,12 +79,11 @@ class Draws:
 
 def sine(angle: Ints) -> Ints:
     """Sine in 1/1024, by Bhaskara's rational formula; off by 2/1024 at most."""
-    angle = angle % TURN
     half = TURN // 2
-    inside = angle % half
+    inside = angle.astype(np.int64) & (half - 1)  # the products below need more than 32 bits
     product = inside * (half - inside)
-    size = 16 * ONE * product // (5 * half * half - 4 * product)
-    return np.where(angle < half, size, -size)
+    size: Ints = 16 * ONE * product // (5 * half * half - 4 * product)
+    return np.where((angle & half) != 0, -size, size)
 
 
 def cosine(angle: Ints) -> Ints:
