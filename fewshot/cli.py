@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from fewshot.errors import FewshotError, RecordError
+from fewshot.errors import FewshotError, LearnerError, RecordError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -160,6 +160,11 @@ def evaluate(
     training = json.loads(checkpoint_facts(checkpoint).get("training", "{}"))
     name = dataset or training.get("train_dataset") or "glyphs"
     image_set = load_dataset(name, data, loaded.image_shape[-1])
+    if image_set.image_shape != loaded.image_shape:
+        raise LearnerError(
+            f"{checkpoint} reads images of (channel, height, width) {loaded.image_shape}, {name} has "
+            f"{image_set.image_shape}: choose another data set, or train on this one"
+        )
     known = training.get("train_split") if name == training.get("train_dataset") else None
     pool: ClassPool = image_set.split(split or known or _first_split(image_set)).side(side)
     pool = pool.with_rotations() if rotated else pool

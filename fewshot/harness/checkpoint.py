@@ -20,6 +20,9 @@ from fewshot.harness.record import replace_file
 from fewshot.learners.base import Learner
 from fewshot.learners.registry import build_learner, learner_class
 
+REMEDY = "fetch it again, or delete it and train again"
+_METADATA = ("learner", "version", "options", "image_shape", "way", "tensors_sha256")
+
 
 def save_learner(learner: Learner, path: Path, name: str, options: dict[str, Any], **facts: str) -> str:
     """Write the checkpoint (to a temporary name, then renamed) and return its SHA-256 in hexadecimal.
@@ -35,7 +38,7 @@ def save_learner(learner: Learner, path: Path, name: str, options: dict[str, Any
         "way": str(learner.way),
         "tensors_sha256": _digest(tensors),
     }
-    content = save(tensors, metadata=metadata)
+    content = save(tensors, metadata=metadata | {"metadata_sha256": _metadata_digest(metadata)})
     replace_file(path, content)
     return hashlib.sha256(content).hexdigest()
 
@@ -51,20 +54,18 @@ def load_learner(path: Path | str, expect: str | None = None) -> Learner:
     name = metadata["learner"]
     if expect is not None and expect != name:
         raise LearnerError(f"{path} holds {name!r}, not {expect!r}: choose the checkpoint of {expect!r}")
-    if metadata["tensors_sha256"] != _digest(tensors):
-        raise LearnerError(f"{path} is damaged: its weights do not match their own digest; fetch it again")
     version = learner_class(name).version
     if metadata["version"] != str(version):
         raise LearnerError(
             f"{path} was written by version {metadata['version']} of {name!r}, this is version {version}: "
             "train it again"
         )
-    learner = build_learner(
-        name,
-        tuple(json.loads(metadata["image_shape"])),
-        int(metadata["way"]),
-        json.loads(metadata["options"]),
-    )
+    try:
+        image_shape, options = (json.loads(metadata[key]) for key in ("image_shape", "options"))
+        way = int(metadata["way"])
+    except ValueError as error:
+        raise LearnerError(f"{path} is damaged: its metadata does not read ({error}); {REMEDY}") from None
+    learner = build_learner(name, tuple(image_shape), way, options)
     try:
         learner.load_state_dict(
             {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
@@ -93,15 +94,29 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             metadata = dict(file.metadata() or {})
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (it is not a mapping)
     except (SafetensorError, OSError, ValueError) as error:
-        raise LearnerError(f"{path} is damaged or no checkpoint ({error}); fetch it again") from None
-    if "tensors_sha256" not in metadata or "learner" not in metadata:
-        raise LearnerError(f"{path} is not a checkpoint of fewshot: it does not say which learner it holds")
+        reason = " ".join(str(error).split())
+        raise LearnerError(f"{path} is damaged or no checkpoint ({reason}); {REMEDY}") from None
+    if missing := [key for key in _METADATA if key not in metadata]:
+        raise LearnerError(
+            f"{path} is not a checkpoint of fewshot, or damaged: it has no {missing[0]!r}; {REMEDY}"
+        )
+    # Checkpoints of the first suites have no digest of their metadata.
+    digests = {"tensors_sha256": _digest(tensors), "metadata_sha256": _metadata_digest(metadata)}
+    for name, digest in digests.items():
+        if metadata.get(name, digest) != digest:
+            raise LearnerError(f"{path} is damaged: it does not match its own {name}; {REMEDY}")
     return metadata, tensors
 
 
 def _stored(value: Tensor) -> Tensor:
     value = value.detach().cpu().contiguous()
     return value.half() if value.is_floating_point() and value.dim() >= 2 else value
+
+
+def _metadata_digest(metadata: dict[str, str]) -> str:
+    """SHA-256 over all but itself: a changed option would otherwise pass for the one trained with."""
+    described = {key: value for key, value in metadata.items() if key != "metadata_sha256"}
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:

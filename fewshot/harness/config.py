@@ -6,7 +6,7 @@ setting can never be a setting that silently does nothing.
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -25,7 +25,7 @@ from fewshot.errors import FewshotError, RecordError, unknown
 class Settings(BaseModel):
     """Frozen settings without room for an unknown key."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -70,12 +70,15 @@ class _Test(Settings):
     episodes: PositiveInt = 1000
     """Test episodes; always the first ones of the episode seed."""
     episode_seed: int = 0
-    rotated: tuple[bool, ...] = (False,)
+    rotated: tuple[bool, ...] = Field((False,), min_length=1)
     """Whether turned test classes count as classes of their own; one record each."""
 
 
 class KShotTest(KShotSettings, _Test):
-    """A K-shot test: its protocol and on which episodes."""
+    """A K-shot test: its protocol and on which episodes. A figure has one way and one shot."""
+
+    way: PositiveInt = 5
+    shot: PositiveInt = 1
 
 
 class StreamTest(StreamSettings, _Test):
@@ -135,7 +138,7 @@ class LearnerSettings(Settings):
     options: dict[str, Any] = {}
     train: TrainSettings = TrainSettings()
     """Unused by learners that have nothing to train."""
-    train_seeds: tuple[int, ...] = (0,)
+    train_seeds: tuple[int, ...] = Field((0,), min_length=1)
     stream_episodes: PositiveInt | None = None
     """Fewer test streams than the tests ask for, where answering is expensive; the record says so."""
 
@@ -153,6 +156,20 @@ class Suite(Settings):
     """Training settings shared by all learners; a learner's own [learner.train] overrides key by key."""
     test: tuple[Test, ...] = Field(min_length=1)
     learner: tuple[LearnerSettings, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _each_learner_and_seed_once(self) -> Self:
+        """A learner's files are named by its id and seed: two of one name would overwrite each other."""
+        seen: set[str] = set()
+        for learner in self.learner:
+            if learner.id in seen:
+                raise ValueError(
+                    f"learner {learner.id!r} is there twice: tell them apart as in '{learner.id}:b'"
+                )
+            if len(set(learner.train_seeds)) < len(learner.train_seeds):
+                raise ValueError(f"learner {learner.id!r} names a train seed twice")
+            seen.add(learner.id)
+        return self
 
     @property
     def training_data(self) -> DataSettings:

@@ -28,7 +28,7 @@ from fewshot.data.split import ClassPool, Split
 from fewshot.data.splits import split_classes
 from fewshot.episodes.protocol import Stream, bounds
 from fewshot.episodes.sampler import SAMPLER_VERSION, EpisodeSampler
-from fewshot.errors import FewshotError, LearnerError
+from fewshot.errors import LearnerError, RecordError
 from fewshot.harness.checkpoint import checkpoint_facts, file_sha256, load_learner, save_learner
 from fewshot.harness.config import DataSettings, KShotSettings, LearnerSettings, Suite, Test
 from fewshot.harness.evaluate import evaluate
@@ -43,7 +43,17 @@ from fewshot.harness.record import (
     replace_file,
     write_answers,
 )
-from fewshot.harness.train import Progress, TrainLog, calibrate, draw_rows, draws_digest, train
+from fewshot.harness.train import (
+    Progress,
+    TrainLog,
+    calibrate,
+    draw_rows,
+    draws_digest,
+    train,
+    training_pools,
+    validation_protocol,
+)
+from fewshot.learners.base import Learner
 from fewshot.learners.registry import build_learner, learner_class, options_of
 
 
@@ -115,8 +125,8 @@ def run_suite(
     chosen = _chosen(suite, only)
     for settings in chosen:
         options_of(learner_class(settings.id), settings.options)
-    for data in {suite.data, suite.training_data}:
-        _load(data, root)  # decoded once, here, and not by every process at the same time
+    # Images are decoded once, here, and not by every process at the same time.
+    _check_suite(suite, chosen, _load(suite.training_data, root), _load(suite.data, root))
     if fresh:
         _forget(suite, folder, root)
     known = frozenset(record.key for record in _records(folder))
@@ -155,8 +165,9 @@ def train_learner(
     check_writable(folder)
     prepare_process(threads)
     settings = suite.learner[0]
-    job = Job(suite, settings, settings.train_seeds[0], folder, root, device, threads, frozenset())
     split = _load(suite.training_data, root)
+    _check_learner(settings, split)
+    job = Job(suite, settings, settings.train_seeds[0], folder, root, device, threads, frozenset())
     _train(job, split, training_key(job, split), on_update)
     return job.checkpoint
 
@@ -311,11 +322,7 @@ def _train(job: Job, split: Split, train_key: str, report: Report) -> None:
     settings = job.learner.train
     kind = learner_class(job.learner.id)
     options = options_of(kind, job.learner.options)
-    with torch.random.fork_rng():
-        torch.manual_seed(job.train_seed)
-        way = bounds(settings.episodes.way)[1]
-        learner = build_learner(job.learner.id, split.train.image_set.image_shape, way, options)
-    learner.to(job.device)
+    learner = _fresh_learner(job.learner, job.train_seed, split).to(job.device)
     log = TrainLog()
     state = cache_root() / "runs" / f"{train_key}.state"
     if kind.trainable:
@@ -338,6 +345,38 @@ def _train(job: Job, split: Split, train_key: str, report: Report) -> None:
         _write_curve(job, log)
         _write_draws(job, draw_rows(log, split, settings))
     state.unlink(missing_ok=True)
+
+
+def _fresh_learner(settings: LearnerSettings, train_seed: int, split: Split) -> Learner:
+    with torch.random.fork_rng():
+        torch.manual_seed(train_seed)
+        way = bounds(settings.train.episodes.way)[1]
+        return build_learner(settings.id, split.train.image_set.image_shape, way, settings.options)
+
+
+def _check_suite(suite: Suite, chosen: list[LearnerSettings], training: Split, tested: Split) -> None:
+    """Raise now what would otherwise come up after hours: what cannot be built, drawn or answered."""
+    shapes = [split.train.image_set.image_shape for split in (training, tested)]
+    if shapes[0] != shapes[1]:
+        raise RecordError(
+            f"suite {suite.name} trains on images of (channel, height, width) {shapes[0]} and tests on "
+            f"{shapes[1]}: give both one image_size, and images with as many channels"
+        )
+    for settings in chosen:
+        _check_learner(settings, training)
+    for test in suite.test:
+        for rotated in test.rotated:
+            pool = tested.test.with_rotations() if rotated else tested.test
+            EpisodeSampler(pool, test.build(), test.episode_seed)
+
+
+def _check_learner(settings: LearnerSettings, split: Split) -> None:
+    """Raise unless the learner can be built, and its training and validation episodes drawn."""
+    _fresh_learner(settings, 0, split)
+    if learner_class(settings.id).trainable:
+        protocols = (settings.train.episodes.build(), validation_protocol(settings.train))
+        for pool, protocol in zip(training_pools(split, settings.train), protocols, strict=True):
+            EpisodeSampler(pool, protocol, 0)
 
 
 _UNTRAINED: dict[str, Any] = dict.fromkeys(
@@ -445,10 +484,8 @@ def _run_side_by_side(plan: list[Job], workers: int, report: Report) -> None:
             while running:
                 done, running = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
                 _drain(queue, report)
-                for job in done:
+                for job in done:  # the other jobs' records are kept, whatever became of this one
                     problem = problem or job.exception()
-                if problem and not isinstance(problem, FewshotError):
-                    break
             _drain(queue, report)
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -110,6 +110,6 @@ def _options_model(learner: type[Learner]) -> type[BaseModel]:
     }
     return create_model(
         f"{learner.__name__}Options",
-        __config__=ConfigDict(arbitrary_types_allowed=True, protected_namespaces=()),
+        __config__=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False, protected_namespaces=()),
         **fields,
     )

@@ -1,0 +1,201 @@
+"""Checkpoints: what is stored is what is loaded, and a damaged file is refused in one line."""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fewshot.errors import LearnerError
+from fewshot.harness import checkpoint
+from fewshot.harness.checkpoint import checkpoint_facts, file_sha256, load_learner, save_learner
+from fewshot.learners.base import Learner
+from fewshot.learners.prototypical import Prototypical
+from fewshot.learners.registry import build_learner
+
+IMAGE_SHAPE = (1, 8, 8)
+SMALL: dict[str, dict[str, Any]] = {
+    "count_guesser": {"per_class": 4},
+    "lstm": {"widths": [4], "embedding_size": 4, "hidden_size": 4},
+    "maml": {"widths": [4]},
+    "mann": {"widths": [4], "embedding_size": 4, "hidden_size": 4, "num_slots": 6, "usage_decay": 0.95},
+    "nearest_neighbour": {},
+    "prototypical": {"widths": [2]},
+}
+
+
+def fresh(name: str = "prototypical") -> Learner:
+    torch.manual_seed(0)
+    learner = build_learner(name, IMAGE_SHAPE, 3, SMALL[name.partition(":")[0]])
+    for tensor in learner.state_dict().values():  # away from the zeros and ones of fresh vectors
+        if tensor.is_floating_point():
+            tensor.add_(0.3 * torch.rand(tensor.shape))
+    return learner
+
+
+def stored(folder: Path, name: str = "prototypical", **facts: str) -> Path:
+    path = folder / f"{name.replace(':', '.')}.safetensors"
+    save_learner(fresh(name), path, name, SMALL[name.partition(":")[0]], **facts)
+    return path
+
+
+def refusal(path: Path, expect: str | None = None) -> str:
+    with pytest.raises(LearnerError) as caught:
+        load_learner(path, expect)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert str(path) in text
+    return text
+
+
+@pytest.mark.parametrize("name", [*SMALL, "mann:small"])
+def test_a_learner_comes_back_as_it_was_stored(tmp_path: Path, name: str) -> None:
+    path = stored(tmp_path, name)
+    learner = load_learner(path, name)
+    assert not learner.training
+    assert type(learner) is type(fresh(name))
+    assert (learner.image_shape, learner.way) == (IMAGE_SHAPE, 3)
+    before, after = fresh(name).state_dict(), learner.state_dict()
+    assert before.keys() == after.keys()
+    for key, value in after.items():
+        expected = before[key]
+        assert value.dtype == expected.dtype
+        assert torch.equal(value, expected.half().float() if expected.dim() >= 2 else expected), key
+    again = tmp_path / "again.safetensors"
+    save_learner(learner, again, name, SMALL[name.partition(":")[0]])
+    assert checkpoint_facts(again) == checkpoint_facts(
+        path
+    )  # with the weights' digest: they are rounded once
+
+
+def test_options_that_are_no_weights_come_back(tmp_path: Path) -> None:
+    assert load_learner(stored(tmp_path, "mann")).cell.usage_decay == 0.95
+    assert float(load_learner(stored(tmp_path, "count_guesser")).per_class) == 4.0
+
+
+def test_matrices_are_stored_as_float16_and_vectors_as_float32(tmp_path: Path) -> None:
+    header = _header(stored(tmp_path, "mann"))
+    dimensions = {name: len(entry["shape"]) for name, entry in header.items()}
+    assert set(dimensions.values()) >= {0, 1, 2, 4}
+    for name, entry in header.items():
+        if entry["dtype"] != "I64":  # batch norm's counter
+            assert entry["dtype"] == ("F16" if dimensions[name] >= 2 else "F32"), name
+
+
+def test_facts_are_kept_without_the_weights(tmp_path: Path) -> None:
+    facts = checkpoint_facts(stored(tmp_path, train_key="abc"))
+    assert facts["train_key"] == "abc"
+    assert facts["learner"] == "prototypical"
+
+
+def test_the_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = stored(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert save_learner(fresh(), path, "prototypical", SMALL["prototypical"]) == file_sha256(path)
+
+
+def test_any_flipped_byte_is_noticed(tmp_path: Path) -> None:
+    """Every byte of the header and every seventh of the weights: either one line, or nothing was lost."""
+    path = stored(tmp_path, train_key="abc")
+    content = path.read_bytes()
+    header = 8 + struct.unpack("<Q", content[:8])[0]
+    offsets = [*range(header), *range(header, len(content), 7), len(content) - 1]
+    unnoticed = []
+    for offset in offsets:
+        damaged = bytearray(content)
+        damaged[offset] ^= 0x80 if offset % 5 == 0 else 0x01  # out of ASCII, or another letter
+        path.write_bytes(damaged)
+        try:
+            loaded = load_learner(path)
+        except LearnerError as error:
+            assert "\n" not in str(error)  # noqa: PT017  (one of a thousand cases)
+        else:
+            unnoticed.append((offset, _same(loaded, fresh())))
+    # What may be flipped is the name of the metadata's digest, and the blanks that fill up the header.
+    start = content.index(b"metadata_sha256")
+    name = set(range(start, start + len(b"metadata_sha256")))
+    filling = {offset for offset in range(header) if content[offset:header].strip() == b""}
+    assert {offset for offset, _ in unnoticed} <= name | filling
+    assert all(same for _, same in unnoticed)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -1])
+def test_a_truncated_file_is_refused(tmp_path: Path, keep: int) -> None:
+    path = stored(tmp_path)
+    path.write_bytes(path.read_bytes()[:keep])
+    assert "is damaged or no checkpoint" in refusal(path)
+
+
+def test_a_checkpoint_of_another_learner_is_refused(tmp_path: Path) -> None:
+    path = stored(tmp_path, "lstm")
+    assert "holds 'lstm', not 'mann': choose the checkpoint of 'mann'" in refusal(path, "mann")
+    assert "holds 'lstm', not 'lstm:wide'" in refusal(path, "lstm:wide")
+
+
+def test_another_version_of_the_method_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = stored(tmp_path)
+    old = Prototypical.version
+    monkeypatch.setattr(Prototypical, "version", old + 1)
+    assert (
+        f"written by version {old} of 'prototypical', this is version {old + 1}: train it again"
+        in refusal(path)
+    )
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "wide.safetensors"
+    save_learner(fresh(), path, "prototypical", {"widths": [3]})
+    assert "does not fit 'prototypical': " in refusal(path)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "absent.safetensors").startswith("no checkpoint ")
+    assert refusal(tmp_path).startswith("no checkpoint ")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"<!DOCTYPE html>\n<html>\n</html>", bytes(1000), b"PK\x03\x04" * 99]
+)
+def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "other.safetensors"
+    path.write_bytes(content)
+    assert "is damaged or no checkpoint" in refusal(path)
+
+
+def test_somebody_elses_safetensors_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    save_file({"weight": torch.zeros(2, 2)}, path)
+    assert "is not a checkpoint of fewshot" in refusal(path)
+
+
+def test_metadata_without_a_digest_of_its_own_that_does_not_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_digest(metadata: dict[str, str]) -> str:
+        return "x"
+
+    monkeypatch.setattr(checkpoint, "_metadata_digest", without_digest)
+    path = stored(tmp_path)
+    content = path.read_bytes().replace(b'"way":"3"', b'"way":"x"')
+    path.write_bytes(content)
+    assert "its metadata does not read" in refusal(path)
+
+
+def _header(path: Path) -> dict[str, Any]:
+    content = path.read_bytes()
+    length = struct.unpack("<Q", content[:8])[0]
+    header: dict[str, Any] = json.loads(content[8 : 8 + length])
+    del header["__metadata__"]
+    return header
+
+
+def _same(one: Learner, other: Learner) -> bool:
+    def rounded(value: Tensor) -> Tensor:
+        return value.half().float() if value.is_floating_point() and value.dim() >= 2 else value
+
+    states = one.state_dict(), other.state_dict()
+    return all(torch.equal(states[0][key], rounded(states[1][key])) for key in states[1])
