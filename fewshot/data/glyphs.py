@@ -26,10 +26,11 @@ CHARACTERS = 32  # of each alphabet
 SEED = 7
 
 
-def load_glyphs(image_size: int | None = None) -> ImageSet:
+def load_glyphs(image_size: int | None = None, rebuild: bool = False) -> ImageSet:
     """Ink 255 on paper 0, one channel, classes "AlphabetNN/characterNN", images named by their drawer.
 
     image_size: pixels of a side, 105 by default; shrunk as Omniglot is.
+    rebuild: draw anew even if the cache has it.
     Raises DataError where the size is not between 1 and 105.
     """
     size = SIDE if image_size is None else image_size
@@ -37,7 +38,7 @@ def load_glyphs(image_size: int | None = None) -> ImageSet:
         raise DataError(
             f"glyphs at {size}x{size} asked for, they are drawn at {SIDE}x{SIDE}: ask for 1 to {SIDE}"
         )
-    return cached_image_set(NAME, size, GLYPHS_VERSION, f"seed-{SEED}", lambda: _plan(size))
+    return cached_image_set(NAME, size, GLYPHS_VERSION, f"seed-{SEED}", lambda: _plan(size), rebuild)
 
 
 def draw_glyphs() -> Iterator[Pixels]:
