@@ -50,15 +50,16 @@ JobsOption = Annotated[int | None, typer.Option(min=1, help="Processes side by s
 @app.command("list")
 def list_all(data: DataOption = None) -> None:
     """List data sets, learners and suites."""
-    from rich.console import Console
-
     from fewshot.learners.registry import learner_names
 
-    console = Console()
-    console.print(_dataset_table(data))
-    console.print("[bold]learners[/]  " + ", ".join(learner_names()))
+    print("data sets")
+    _print_datasets(data)
+    print("\nlearners")
+    for name in learner_names():
+        print(f"{name:<19}{_first_line(name)}")
+    print("\nsuites")
     suites = sorted(Path("benchmarks").glob("*.toml"))
-    console.print("[bold]suites[/]    " + (", ".join(map(str, suites)) or "none in ./benchmarks"))
+    print("\n".join(map(str, suites)) or "none in ./benchmarks")
 
 
 @app.command()
@@ -286,9 +287,7 @@ def data_get(
 @data_app.command("list")
 def data_list(data: DataOption = None) -> None:
     """List data sets and where they are."""
-    from rich.console import Console
-
-    Console().print(_dataset_table(data))
+    _print_datasets(data)
 
 
 @data_app.command("check")
@@ -422,25 +421,21 @@ def _device(name: str | None) -> str:
     return name or there
 
 
-def _dataset_table(data: Path | None) -> Any:
-    from rich.table import Table
+def _first_line(learner: str) -> str:
+    """What a learner says of itself."""
+    from fewshot.learners.registry import learner_class
 
+    return (learner_class(learner).__doc__ or "").splitlines()[0]
+
+
+def _print_datasets(data: Path | None) -> None:
     from fewshot.data.catalogue import list_datasets
 
-    table = Table(
-        "data set", "classes", "images", "splits", "licence", "where it is, or how to get it", box=None
-    )
     for row in list_datasets(data):
         dataset = row.dataset
-        table.add_row(
-            dataset.name,
-            f"{dataset.classes:,}",
-            f"{dataset.images:,}",
-            ", ".join(dataset.splits),
-            dataset.licence,
-            row.where if row.found else f"[dim]{row.where}[/]",
-        )
-    return table
+        print(f"{dataset.name:<15}{dataset.classes:,} classes, {dataset.images:,} images")
+        print(f"{'':<15}splits: {', '.join(dataset.splits)}; licence: {dataset.licence}")
+        print(f"{'':<15}{row.where}")
 
 
 def main() -> None:

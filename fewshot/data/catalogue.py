@@ -47,7 +47,7 @@ class Row:
 def _load_glyphs(root: Path, image_size: int | None, rebuild: bool) -> ImageSet:
     from fewshot.data.glyphs import load_glyphs  # no other set needs the stroke model
 
-    return load_glyphs(image_size)
+    return load_glyphs(image_size, rebuild)
 
 
 DATASETS = {

@@ -15,6 +15,9 @@ KNOWN_DIGESTS = {
     "omniglot": {
         "c8562531737f87591223ff920979947abee34c9871a88e0ad61bca666f28218f": "the published images",
     },
+    "glyphs": {
+        "4c64df7d51c456b8b83f6ba429859325b3ad54e279859f24fa05654ab7649e3d": "version 1",
+    },
     "mini_imagenet": {
         "431e65b013f454ae71119702bd80a0dfeb207b70c6ba7a2777473c66d65fdc74": (
             "84x84 JPEG re-encoded as WebP of quality 85, zipped"
@@ -22,7 +25,7 @@ KNOWN_DIGESTS = {
     },
 }
 # Sets of which there is one copy: other pixels are wrong pixels. miniImageNet goes about re-encoded.
-EXACT = frozenset({"omniglot"})
+EXACT = frozenset({"glyphs", "omniglot"})
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,17 @@ class CheckReport:
     copy: str | None
     splits: dict[str, dict[Side, int]]
     problems: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.name}: {self.classes:,} classes, {self.images:,} images, {self.image_size} px a side",
+            f"digest {self.digest}: {self.copy or 'no copy that is known here'}",
+        ]
+        for split, sides in self.splits.items():
+            counts = ", ".join(f"{side} {classes:,}" for side, classes in sides.items())
+            lines.append(f"split {split}: {counts}")
+        lines += [f"problem: {problem}" for problem in self.problems] or ["all is as it should be"]
+        return "\n".join(lines)
 
 
 def check_dataset(name: str, root: Path | None = None) -> CheckReport:

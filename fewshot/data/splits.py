@@ -12,8 +12,8 @@ Lists are package data, lists/<dataset>/<split>/{train,val,test}.txt, one class 
 Rules, for any image set:
 
     folders              classes below folders train, val and test
-    default              whole groups (alphabets) by name, 60 % train, then 20 % val, then 20 % test, where
-                         neither lists nor such folders say otherwise
+    default              whole groups (alphabets) by name, 80 % train, then 10 % val, then 10 % test (at
+                         least one each), where neither lists nor such folders say otherwise
     fraction:A/B/C@SEED  those fractions of the classes, see `split_by_fraction`; "fraction" alone is
                          fraction:0.6/0.2/0.2@0
 """
@@ -73,8 +73,8 @@ def _lists(image_set: ImageSet, name: str) -> Mapping[Side, Sequence[str]]:
     if name == "folders":
         return {side: [c for c in image_set.class_names if c.startswith(f"{side}/")] for side in SIDES}
     groups = _groups(image_set)
-    fifth = round(0.2 * len(groups))
-    sides = _cut(groups, fifth, fifth)
+    tenth = max(1, round(0.1 * len(groups)))
+    sides = _cut(groups, tenth, tenth)
     return {side: [c for c in image_set.class_names if _group(c) in set(sides[side])] for side in SIDES}
 
 
