@@ -1,7 +1,6 @@
 """What tests of several parts share: a small image folder, a small suite on it, and its results."""
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -58,13 +57,10 @@ id = "nearest_neighbour"
 """
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Figures repeat at the same number of threads."""
-    before = torch.get_num_threads()
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Figures repeat at the same number of threads, and tests run side by side: one thread each is fastest."""
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -199,6 +199,7 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.learner.loss(batch)
         loss.backward()  # type: ignore[no-untyped-call]
+        loss = loss.detach()
         norm = nn.utils.clip_grad_norm_(self.learner.parameters(), self.settings.clip_norm)
         if not torch.isfinite(norm):
             raise LearnerError(
@@ -206,7 +207,7 @@ class _Run:
                 f"(loss {float(loss):g}): lower learning_rate or clip_norm"
             )
         self.optimizer.step()
-        return loss.detach()
+        return loss
 
     def save_if_due(self) -> None:
         if time.perf_counter() - self.saved_at > SAVE_EVERY_SECONDS:
@@ -233,8 +234,8 @@ class _Run:
             state = torch.load(path, weights_only=True)
             self.learner.load_state_dict(state["learner"])
             self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, KeyError, EOFError, ValueError, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0]
+        except (RuntimeError, KeyError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise LearnerError(f"cannot go on from {path} ({reason}): delete it to train afresh") from None
         self.step, self.best, self.log = state["step"], state["best"], TrainLog(**state["log"])
 

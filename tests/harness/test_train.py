@@ -1,0 +1,292 @@
+"""Training: bit for bit repeatable, goes on after a kill, selects on validation classes, never sees test."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fewshot.data.image_folder import load_image_folder
+from fewshot.data.split import Split
+from fewshot.episodes.batch import EpisodeBatch
+from fewshot.errors import EpisodeError, LearnerError
+from fewshot.harness import train as training
+from fewshot.harness.config import TrainSettings
+from fewshot.harness.train import (
+    Progress,
+    TrainLog,
+    calibrate,
+    draw_rows,
+    draws_digest,
+    learning_rate,
+    train,
+)
+from fewshot.learners.base import Learner
+from fewshot.learners.prototypical import Prototypical
+from fewshot.learners.registry import build_learner
+
+KSHOT = {"protocol": "kshot", "way": 3, "shot": 1, "query": 2}
+STREAM = {"protocol": "stream", "way": 3, "length": 9}
+STEPS = 8
+
+
+class Noisy(Prototypical):
+    """Draws from torch's random state in its loss, as dropout does."""
+
+    def loss(self, batch: EpisodeBatch) -> Tensor:
+        return super().loss(batch._replace(query_images=F.dropout(batch.query_images, 0.3)))
+
+
+class Broken(Prototypical):
+    def loss(self, batch: EpisodeBatch) -> Tensor:
+        return super().loss(batch) * torch.nan
+
+
+@pytest.fixture(scope="module")
+def split(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Split:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEWSHOT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return load_image_folder(image_folder).split("folders")
+
+
+def settings(**changes: Any) -> TrainSettings:
+    small = {"episodes": KSHOT, "batch": 2, "steps": STEPS, "validate_every": 4, "validate_episodes": 6}
+    return TrainSettings.model_validate(small | changes)
+
+
+def fresh(name: str, seed: int = 0) -> Learner:
+    torch.manual_seed(seed)
+    makers: dict[str, Callable[[], Learner]] = {
+        "noisy": lambda: Noisy((1, 12, 12), 3, widths=(4, 4)),
+        "prototypical": lambda: Prototypical((1, 12, 12), 3, widths=(4, 4)),
+        "lstm": lambda: build_learner(
+            "lstm", (1, 12, 12), 3, {"widths": [4], "embedding_size": 6, "hidden_size": 6}
+        ),
+        "maml": lambda: build_learner("maml", (1, 12, 12), 3, {"widths": [4, 4]}),
+    }
+    return makers[name]()
+
+
+def outcome(learner: Learner, log: TrainLog) -> list[Any]:
+    """All that a run gives but its wall-clock time."""
+    weights = {name: value.tolist() for name, value in learner.state_dict().items()}
+    curve = [(*row[:2], *row[3:]) for row in log.curve]
+    draws = {side: counts.tolist() for side, counts in log.draws.items()}
+    return [weights, curve, draws, log.best_step, log.best_accuracy]
+
+
+class KilledError(Exception):
+    """Raised in place of a process's end."""
+
+
+def kill_at(step: int) -> Callable[[Progress], None]:
+    def stop(progress: Progress) -> None:
+        if progress.step == step:
+            raise KilledError
+
+    return stop
+
+
+RUNS = pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("noisy", {}),
+        ("lstm", {"episodes": STREAM, "optimizer": "rmsprop"}),
+        ("maml", {"augment": {"angle_degrees": 5.0}, "validate_on": KSHOT | {"way": 3, "shot": 2}}),
+    ],
+)
+
+
+@RUNS
+def test_the_same_run_twice_is_the_same_bit_for_bit(split: Split, name: str, changes: dict[str, Any]) -> None:
+    results = []
+    for clutter in range(2):
+        learner = fresh(name)
+        torch.rand(clutter * 7)  # what was drawn before does not matter
+        results.append(outcome(learner, train(learner, split, settings(**changes))))
+    assert results[0] == results[1]
+
+
+def test_another_train_seed_is_another_run(split: Split) -> None:
+    learners = [fresh("prototypical") for _ in range(2)]
+    logs = [train(learner, split, settings(), train_seed=seed) for seed, learner in enumerate(learners)]
+    assert outcome(learners[0], logs[0])[0] != outcome(learners[1], logs[1])[0]
+
+
+def test_the_callers_random_state_is_left_alone(split: Split) -> None:
+    learner = fresh("noisy")
+    before = torch.get_rng_state()
+    train(learner, split, settings(steps=2))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@RUNS
+@pytest.mark.parametrize("step", [1, 4, 7, STEPS])
+def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(
+    split: Split,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    changes: dict[str, Any],
+    step: int,
+) -> None:
+    monkeypatch.setattr(training, "LOG_EVERY_STEPS", 1)
+    monkeypatch.setattr(training, "SAVE_EVERY_SECONDS", 0.0)
+    whole = fresh(name)
+    uninterrupted = outcome(whole, train(whole, split, settings(**changes)))
+
+    path = tmp_path / "runs" / "run.state"
+    with pytest.raises(KilledError):
+        train(fresh(name), split, settings(**changes), state_path=path, on_progress=kill_at(step))
+    seen: list[int] = []
+    other = fresh(name, seed=1)  # its own weights do not matter: those of the file do
+    log = train(
+        other, split, settings(**changes), state_path=path, on_progress=lambda now: seen.append(now.step)
+    )
+    assert seen == list(range(step + 1, STEPS + 1))
+    assert outcome(other, log) == uninterrupted
+    assert [file.name for file in path.parent.iterdir()] == ["run.state"]
+
+
+def test_between_two_saves_a_killed_run_goes_back_to_the_last(
+    split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "LOG_EVERY_STEPS", 1)
+    whole = fresh("noisy")
+    uninterrupted = outcome(whole, train(whole, split, settings()))
+    path = tmp_path / "run.state"
+    with pytest.raises(KilledError):  # saved at the validation of step 4 only: half a minute has not gone by
+        train(fresh("noisy"), split, settings(), state_path=path, on_progress=kill_at(6))
+    seen: list[int] = []
+    learner = fresh("noisy")
+    log = train(learner, split, settings(), state_path=path, on_progress=lambda now: seen.append(now.step))
+    assert seen[0] == 5
+    assert outcome(learner, log) == uninterrupted
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 no archive", None])
+def test_a_damaged_state_is_refused_in_one_line(split: Split, tmp_path: Path, damage: bytes | None) -> None:
+    path = tmp_path / "run.state"
+    train(fresh("prototypical"), split, settings(steps=1), state_path=path)
+    path.write_bytes(path.read_bytes()[:-100] if damage is None else damage)
+    with pytest.raises(
+        LearnerError, match=r"^cannot go on from \S+run.state \([^\n]+\): delete it to train afresh$"
+    ):
+        train(fresh("prototypical"), split, settings(steps=1), state_path=path)
+
+
+def test_the_state_of_another_learner_is_refused(split: Split, tmp_path: Path) -> None:
+    path = tmp_path / "run.state"
+    train(fresh("prototypical"), split, settings(steps=1), state_path=path)
+    with pytest.raises(LearnerError, match=r"^cannot go on from [^\n]+$"):
+        train(fresh("lstm"), split, settings(steps=1), state_path=path)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "best"), [([0.2, 0.9, 0.5, 0.9], 1), ([0.1, 0.2, 0.3, 0.4], 3), ([0.0] * 4, 0)]
+)
+def test_the_weights_of_the_best_look_at_validation_are_kept(
+    split: Split, monkeypatch: pytest.MonkeyPatch, accuracies: list[float], best: int
+) -> None:
+    looks: list[dict[str, Tensor]] = []
+    pools: list[str] = []
+
+    def scripted(learner: Learner, source: Any, episodes: int) -> Any:
+        assert episodes == 6
+        pools.append(source.pool.side)
+        looks.append({name: value.clone() for name, value in learner.state_dict().items()})
+        return SimpleNamespace(accuracy=accuracies[len(looks) - 1])
+
+    monkeypatch.setattr(training, "evaluate", scripted)
+    learner = fresh("prototypical")
+    log = train(learner, split, settings(validate_every=2))
+    assert pools == ["val"] * 4
+    assert (log.best_step, log.best_accuracy) == (2 * (best + 1), accuracies[best])
+    assert [row[4] for row in log.curve] == accuracies
+    assert not learner.training
+    state = learner.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in looks[best].items())
+    assert not all(torch.equal(state[name], value) for name, value in looks[best - 1].items())
+
+
+@pytest.mark.parametrize("rotations", [True, False])
+def test_training_draws_train_and_validation_classes_and_logs_each(split: Split, rotations: bool) -> None:
+    without_test = dataclasses.replace(split, test=None)  # type: ignore[arg-type]
+    chosen = settings(rotations=rotations)
+    log = train(fresh("prototypical"), without_test, chosen)
+    calibrate(fresh("prototypical"), without_test, chosen)
+    rows = draw_rows(log, without_test, chosen)
+    drawn = {side: sum(count for row_side, _, count in rows if row_side == side) for side in ("train", "val")}
+    assert drawn == {"train": STEPS * 2 * 3, "val": STEPS // 4 * 6 * 3}
+    assert all(name.partition("/")[0] == side for side, name, _ in rows)
+    assert any("@" in name for _, name, _ in rows) is rotations
+    assert len({(side, name) for side, name, _ in rows}) == len(rows)
+
+
+def test_the_digest_of_the_draws_is_that_of_every_row() -> None:
+    rows = [("train", "a", 3), ("val", "b", 1)]
+    assert draws_digest(rows) == draws_digest(list(rows))
+    assert len({draws_digest(rows), draws_digest(rows[:1]), draws_digest([*rows[:1], ("test", "b", 1)])}) == 3
+
+
+def test_divergence_is_one_clear_line(split: Split) -> None:
+    with pytest.raises(
+        LearnerError, match=r"^training of Broken diverged at step 0 \(loss nan\): lower learning_rate"
+    ):
+        train(Broken((1, 12, 12), 3, widths=(4,)), split, settings())
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"episodes": KSHOT | {"way": 40}}, "40-way needs 40 classes; patterns/folders/train has 32"),
+        ({"episodes": KSHOT | {"shot": 7}}, "7-shot with 2 queries needs 9"),
+        ({"validate_on": KSHOT | {"way": 17}}, "17-way needs 17 classes; patterns/folders/val has 16"),
+    ],
+)
+def test_episodes_that_cannot_be_drawn_are_refused_at_once(
+    split: Split, changes: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(EpisodeError) as caught:
+        train(fresh("prototypical"), split, settings(**changes))
+    assert says in str(caught.value)
+
+
+def test_way_and_shot_may_vary_between_batches(split: Split) -> None:
+    ways = set()
+
+    class Watched(Prototypical):
+        def loss(self, batch: EpisodeBatch) -> Tensor:
+            ways.add(batch.way)
+            return super().loss(batch)
+
+    train(
+        Watched((1, 12, 12), 4, widths=(4,)),
+        split,
+        settings(episodes=KSHOT | {"way": [2, 4], "shot": [1, 3]}, batch=3, steps=12),
+    )
+    assert ways == {2, 3, 4}
+
+
+def test_the_learning_rate_is_a_function_of_the_step() -> None:
+    constant, cosine = (settings(schedule=schedule, steps=100) for schedule in ("constant", "cosine"))
+    assert {learning_rate(constant, step) for step in range(100)} == {constant.learning_rate}
+    rates = [learning_rate(cosine, step) for step in range(101)]
+    assert rates[0] == cosine.learning_rate
+    assert rates[50] == pytest.approx(0.505 * cosine.learning_rate)
+    assert rates[100] == pytest.approx(0.01 * cosine.learning_rate)
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_calibration_sets_the_new_score_from_validation_streams(split: Split) -> None:
+    learner = build_learner("nearest_neighbour", (1, 12, 12), 3)
+    calibrate(learner, split, settings())
+    first = float(learner.new_score)
+    assert first < 0
+    calibrate(learner, split, settings())
+    assert float(learner.new_score) == first
