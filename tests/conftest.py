@@ -59,7 +59,7 @@ id = "nearest_neighbour"
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
-    """Figures repeat at the same number of threads, and tests run side by side: one thread each is fastest."""
+    """Figures repeat at the same number of threads, and tests run side by side: one thread each."""
     torch.set_num_threads(1)
 
 
@@ -73,7 +73,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Grey images of 12x12 in train/, val/, test/: a pattern for each class, with noise. Not to be changed."""
+    """Grey images of 12x12 in train/, val/, test/: a pattern per class, and noise. Not to be changed."""
     folder = tmp_path_factory.mktemp("data") / "patterns"
     for side, classes in SIDES.items():
         for number in range(classes):

@@ -121,7 +121,7 @@ def test_the_first_losses_are_those_recorded(run: str) -> None:
     losses, golden = trace(run), recorded[versioned(run)]
     moved = [step for step in range(STEPS) if not distance(losses[step], golden[step]) <= TOLERANCE]
     assert not moved, (
-        f"{run} has moved: the loss of step {moved[0]} is {losses[moved[0]]:.6f}, was {golden[moved[0]]:.6f}. "
+        f"{run} has moved: loss {moved[0]} is {losses[moved[0]]:.6f}, was {golden[moved[0]]:.6f}. "
         "If that is meant, recorded figures are stale: raise the learner's version (or SAMPLER_VERSION) and "
         "record the new trace by running this file"
     )

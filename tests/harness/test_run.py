@@ -1,0 +1,401 @@
+"""Suites on a small image folder: only what is missing is made, and what cannot work is refused first."""
+
+import json
+import shutil
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fewshot.errors import DataError, EpisodeError, FewshotError, LearnerError, RecordError, SplitError
+from fewshot.harness import run as running
+from fewshot.harness.config import Suite, parse_suite, read_suite
+from fewshot.harness.record import RECORDS_FILE, Record, read_answers, read_records
+from fewshot.harness.run import Job, Update, run_suite, train_learner, training_key
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+JOBS = ["prototypical", "lstm seed 0", "lstm seed 1", "nearest_neighbour"]
+
+OWN_LEARNER = """
+import torch
+from fewshot import Learner
+
+class Mean(Learner):
+    trainable = False
+
+    def __init__(self, image_shape, way, *, sign: float = 1.0):
+        super().__init__(image_shape, way)
+        self.sign = sign
+
+    def start(self, batch, way):
+        return torch.zeros(batch, way)
+
+    def observe(self, state, image, label):
+        brightness = image.flatten(1).mean(1, keepdim=True)
+        return state.scatter(1, label.unsqueeze(1), brightness)
+
+    def predict(self, state, images):
+        return -self.sign * (images.flatten(2).mean(2, keepdim=True) - state.unsqueeze(1)).abs()
+"""
+
+
+@pytest.fixture
+def suite(tiny_suite: Path) -> Suite:
+    return read_suite(tiny_suite)
+
+
+@pytest.fixture
+def results(tiny_results: Path, tmp_path: Path) -> Path:
+    """A copy of the results, to change at will."""
+    return shutil.copytree(tiny_results, tmp_path / "tiny")
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ids of the learners that are trained while the test runs."""
+    ids: list[str] = []
+    train = running._train
+
+    def counted(job: Job, *rest: Any) -> None:
+        ids.append(job.name)
+        train(job, *rest)
+
+    monkeypatch.setattr(running, "_train", counted)
+    return ids
+
+
+def changed(tiny_suite: Path, **sections: Any) -> Suite:
+    content = tomllib.loads(tiny_suite.read_text(encoding="utf-8"))
+    return parse_suite(content | sections, "tiny", "tiny.toml")
+
+
+def figures(records: list[Record]) -> dict[str, dict[str, Any]]:
+    """All of the records, by key, but where and when they were made."""
+    passing = {"created", "train_seconds", "checkpoint_sha256", "commit", "dirty", "machine"}
+    return {record.key: record.model_dump(mode="json", exclude=passing) for record in records}
+
+
+def test_a_suite_has_a_record_for_each_learner_seed_and_test(suite: Suite, tiny_results: Path) -> None:
+    records = read_records(tiny_results)
+    assert len(records) == len(figures(records)) == 4 * 3
+    assert {(r.learner, r.train_seed) for r in records} == {
+        ("prototypical", 0),
+        ("lstm", 0),
+        ("lstm", 1),
+        ("nearest_neighbour", None),
+    }
+    tests = {(r.protocol, r.rotated_test_classes, r.shot, r.length, r.counts) for r in records}
+    assert tests == {
+        ("kshot", False, 1, None, None),
+        ("kshot", True, 1, None, None),
+        ("stream", False, None, 9, "exact"),
+    }
+    for record in records:
+        assert (record.suite, record.dataset, record.split, record.side) == (
+            "tiny",
+            suite.data.dataset,
+            "folders",
+            "test",
+        )
+        assert record.image_size == 12
+        assert record.checkpoint is not None
+        assert (tiny_results / record.checkpoint).is_file()
+        assert record.answers is not None
+        assert read_answers(tiny_results / record.answers).num_rows > 0
+        untrained = record.learner == "nearest_neighbour"
+        assert (record.train_dataset is None, record.selection is None) == (untrained, untrained)
+        if not untrained:
+            assert record.train_steps in (3, 6)
+            assert record.train_episodes == 2 * record.train_steps
+            assert record.selection is not None
+            assert record.selection.startswith(
+                "best of every 3 steps by the accuracy of 10 episodes over validation"
+            )
+
+
+def test_curves_and_draws_lie_beside_the_records(tiny_results: Path) -> None:
+    stems = {"prototypical-0", "lstm-0", "lstm-1"}
+    assert {path.stem for path in (tiny_results / "curves").iterdir()} == stems
+    assert {path.stem for path in (tiny_results / "draws").iterdir()} == stems
+    curve = (tiny_results / "curves" / "lstm-1.csv").read_text().splitlines()
+    assert curve[0] == "learner,train_seed,step,episodes,seconds,loss,val_accuracy"
+    assert [line.split(",")[:4] for line in curve[1:]] == [["lstm", "1", "3", "6"], ["lstm", "1", "6", "12"]]
+    sides = {line.split("\t")[0] for line in (tiny_results / "draws" / "lstm-0.tsv").read_text().splitlines()}
+    assert sides == {"train", "val"}
+
+
+def test_processes_side_by_side_give_the_same_figures_and_none_costs_another_its_records(
+    tiny_suite: Path, tiny_results: Path, tmp_path: Path
+) -> None:
+    content = tomllib.loads(tiny_suite.read_text(encoding="utf-8"))
+    hopeless = {
+        "id": "prototypical:hopeless",
+        "options": {"widths": [4]},
+        "train": {"learning_rate": 1e30, "steps": 50},
+    }
+    seen: list[Update] = []
+    with pytest.raises(LearnerError, match=r"^[^\n]*Prototypical[^\n]*diverged[^\n]*$"):
+        run_suite(
+            changed(tiny_suite, learner=[hopeless, *content["learner"]]),
+            tmp_path / "two",
+            jobs=2,
+            on_update=seen.append,
+        )
+    assert figures(read_records(tmp_path / "two")) == figures(read_records(tiny_results))
+    assert {update.job for update in seen} >= set(JOBS)
+    assert sum(update.record is not None for update in seen) == 12
+
+
+def test_a_second_run_does_nothing(suite: Suite, results: Path, trained: list[str]) -> None:
+    before = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
+    seen: list[Update] = []
+    assert run_suite(suite, results, jobs=1, on_update=seen.append) == []
+    assert trained == []
+    assert [(update.job, update.stage) for update in seen] == [(name, "recorded") for name in JOBS]
+    assert {path: path.read_bytes() for path in results.rglob("*") if path.is_file()} == before
+
+
+def test_only_what_is_missing_is_made_again(suite: Suite, results: Path, trained: list[str]) -> None:
+    path = results / RECORDS_FILE
+    lines = path.read_text().splitlines(keepends=True)
+    before = read_records(results)
+    path.write_text("".join(lines[:4] + lines[5:]))
+    checkpoints = {file: file.stat().st_mtime_ns for file in (results / "checkpoints").iterdir()}
+    made = run_suite(suite, results, jobs=1)
+    assert [record.key for record in made] == [before[4].key]
+    assert figures(made) == figures([before[4]])
+    assert trained == []
+    assert {file: file.stat().st_mtime_ns for file in (results / "checkpoints").iterdir()} == checkpoints
+
+
+def test_a_lost_checkpoint_is_trained_again_when_a_record_needs_it(
+    suite: Suite, results: Path, trained: list[str]
+) -> None:
+    before = figures(read_records(results))
+    lines = (results / RECORDS_FILE).read_text().splitlines(keepends=True)
+    (results / RECORDS_FILE).write_text("".join(lines[:3]))
+    (results / "checkpoints" / "lstm-1.safetensors").unlink()
+    run_suite(suite, results, jobs=1)
+    assert trained == ["lstm seed 1"]
+    assert figures(read_records(results)) == before
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_records(
+    suite: Suite, tiny_results: Path, tmp_path: Path, own_cache: Path
+) -> None:
+    folder = tmp_path / "killed"
+
+    def kill(update: Update) -> None:
+        if update.job == "lstm seed 0" and update.stage == "testing":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_suite(suite, folder, jobs=1, on_update=kill)
+    assert {record.learner for record in read_records(folder)} == {"prototypical"}
+    run_suite(suite, folder, jobs=1)
+    assert figures(read_records(folder)) == figures(read_records(tiny_results))
+    assert list((own_cache / "runs").iterdir()) == []  # states of finished runs are deleted
+
+
+def test_changed_training_makes_new_records_beside_the_old(
+    tiny_suite: Path, results: Path, trained: list[str]
+) -> None:
+    content = tomllib.loads(tiny_suite.read_text(encoding="utf-8"))
+    suite = changed(tiny_suite, train=content["train"] | {"learning_rate": 2e-3})
+    made = run_suite(suite, results, jobs=1, only=("prototypical",))
+    assert trained == ["prototypical"]
+    assert len(made) == 3
+    assert len(read_records(results)) == 15
+
+
+def test_fresh_forgets_records_and_weights(suite: Suite, results: Path, trained: list[str]) -> None:
+    (results / "notes.txt").write_text("mine")
+    before = figures(read_records(results))
+    made = run_suite(suite, results, jobs=1, fresh=True)
+    assert trained == JOBS
+    assert figures(made) == before
+    assert (results / "notes.txt").read_text() == "mine"
+
+
+def test_only_runs_the_learners_named(suite: Suite, tmp_path: Path) -> None:
+    made = run_suite(suite, tmp_path / "some", jobs=1, only=("nearest_neighbour",))
+    assert {record.learner for record in made} == {"nearest_neighbour"}
+    with pytest.raises(
+        LearnerError, match=r"suite tiny has no learner 'maml'; it has prototypical, lstm, nearest"
+    ):
+        run_suite(suite, tmp_path / "some", jobs=1, only=("maml",))
+
+
+def test_where_answering_is_expensive_fewer_streams_are_asked(tiny_suite: Path, tmp_path: Path) -> None:
+    suite = changed(tiny_suite, learner=[{"id": "nearest_neighbour", "stream_episodes": 12}])
+    made = run_suite(suite, tmp_path / "few", jobs=1)
+    assert {(record.protocol, record.episodes) for record in made} == {("kshot", 30), ("stream", 12)}
+
+
+def test_a_learner_of_a_fixed_way_skips_tests_of_another(tiny_suite: Path, tmp_path: Path) -> None:
+    content = tomllib.loads(tiny_suite.read_text(encoding="utf-8"))
+    suite = changed(
+        tiny_suite, test=[*content["test"], {"protocol": "kshot", "way": 4, "query": 2, "episodes": 5}]
+    )
+    made = run_suite(suite, tmp_path / "ways", jobs=1, only=("lstm", "nearest_neighbour"))
+    ways = {name: {r.way for r in made if r.learner == name} for name in ("lstm", "nearest_neighbour")}
+    assert ways == {"lstm": {3}, "nearest_neighbour": {3, 4}}
+
+
+def test_a_learner_of_ones_own_runs_from_its_module(
+    tiny_suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "own.py").write_text(OWN_LEARNER)
+    monkeypatch.syspath_prepend(tmp_path)
+    learners = [
+        {"id": "my_package.own:Mean"},
+        {"id": "my_package.own:Mean:worst", "options": {"sign": -1.0}},
+    ]
+    made = run_suite(changed(tiny_suite, learner=learners), tmp_path / "own", jobs=1)
+    best, worst = (
+        {r.accuracy for r in made if r.learner == each["id"] and r.protocol == "kshot"} for each in learners
+    )
+    assert min(best) > 1 / 3 > max(worst)
+    assert (tmp_path / "own" / "checkpoints" / "my_package.own.Mean-0.safetensors").is_file()
+
+
+def test_training_on_other_data_is_recorded(tiny_suite: Path, image_folder: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(image_folder, tmp_path / "other")
+    suite = changed(tiny_suite, train_data={"dataset": str(other), "split": "folders"})
+    made = run_suite(suite, tmp_path / "transfer", jobs=1, only=("prototypical",))
+    assert {(r.dataset, r.train_dataset) for r in made} == {(str(image_folder), str(other))}
+
+
+# --- What cannot work is refused before anything long -------------------------------------------------------
+
+
+@pytest.fixture
+def nothing_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any) -> None:
+        raise AssertionError("something long was started")
+
+    monkeypatch.setattr(running, "run_job", never)
+    monkeypatch.setattr(running, "_run_side_by_side", never)
+
+
+def refusal(suite: Suite, folder: Path, kind: type[FewshotError]) -> str:
+    with pytest.raises(kind) as caught:
+        run_suite(suite, folder, jobs=1)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.usefixtures("nothing_long")
+def test_a_file_in_place_of_the_results_folder_is_refused(suite: Suite, tmp_path: Path) -> None:
+    (tmp_path / "taken").touch()
+    text = refusal(suite, tmp_path / "taken", RecordError)
+    assert text.startswith(f"cannot write {tmp_path / 'taken'}: ")
+    with pytest.raises(RecordError, match="cannot write"):
+        train_learner(suite, tmp_path / "taken")
+
+
+@pytest.mark.usefixtures("nothing_long")
+def test_a_results_folder_that_is_read_only_is_refused(
+    suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("fewshot.harness.record.tempfile.TemporaryFile", denied)
+    text = refusal(suite, tmp_path / "locked", RecordError)
+    assert text.startswith(f"cannot write {tmp_path / 'locked'}: Permission denied; make it writable or ")
+
+
+LEARNERS: list[tuple[dict[str, Any], type[FewshotError], str]] = [
+    ({"id": "prototypcal"}, LearnerError, "unknown learner 'prototypcal': did you mean 'prototypical'?"),
+    ({"id": "no.such.module:Learner"}, LearnerError, "No module named 'no'"),
+    (
+        {"id": "mann", "options": {"wrod_size": 3}},
+        LearnerError,
+        "unknown option of Mann 'wrod_size': did you mean 'word_size'?",
+    ),
+    ({"id": "mann", "options": {"word_size": "large"}}, LearnerError, "option word_size of Mann: "),
+    ({"id": "mann", "options": {"usage_decay": float("inf")}}, LearnerError, "option usage_decay of Mann: "),
+    (
+        {"id": "prototypical", "options": {"widths": [4] * 6}},
+        LearnerError,
+        "give fewer widths",
+    ),
+    (
+        {"id": "mann", "train": {"episodes": {"protocol": "kshot", "way": 40}}},
+        EpisodeError,
+        "40-way needs 40 classes; patterns/folders/train has 32",
+    ),
+    (
+        {"id": "mann", "train": {"validate_on": {"protocol": "kshot", "way": 3, "shot": 5, "query": 5}}},
+        EpisodeError,
+        "5-shot with 5 queries needs 10: lower shot or query",
+    ),
+]
+
+
+@pytest.mark.usefixtures("nothing_long")
+@pytest.mark.parametrize(("learner", "kind", "says"), LEARNERS)
+def test_a_learner_that_cannot_work_is_refused(
+    tiny_suite: Path, tmp_path: Path, learner: dict[str, Any], kind: type[FewshotError], says: str
+) -> None:
+    suite = changed(tiny_suite, learner=[{"id": "nearest_neighbour"}, learner])
+    assert says in refusal(suite, tmp_path / "results", kind)
+
+
+@pytest.mark.usefixtures("nothing_long")
+@pytest.mark.parametrize(
+    ("test", "says"),
+    [
+        ({"protocol": "kshot", "way": 20}, "20-way needs 20 classes; patterns/folders/test has 5"),
+        ({"protocol": "kshot", "way": 3, "query": 15}, "has 8 images; 1-shot with 15 queries needs 16"),
+        ({"protocol": "stream", "way": 5, "length": 50}, "has 8 images; a stream of length 50"),
+        ({"protocol": "kshot", "way": 6, "query": 2, "rotated": [True, False]}, "6-way needs 6 classes"),
+    ],
+)
+def test_a_test_that_cannot_be_drawn_is_refused(
+    tiny_suite: Path, tmp_path: Path, test: dict[str, Any], says: str
+) -> None:
+    assert says in refusal(changed(tiny_suite, test=[test]), tmp_path / "results", EpisodeError)
+
+
+@pytest.mark.usefixtures("nothing_long")
+def test_data_that_is_not_there_is_refused(tiny_suite: Path, image_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    unknown = changed(tiny_suite, data={"dataset": "omniglott", "split": "lake"})
+    assert "unknown dataset 'omniglott': did you mean 'omniglot'?" in refusal(unknown, folder, DataError)
+    no_split = changed(tiny_suite, data={"dataset": str(image_folder), "split": "folder"})
+    assert "unknown split of patterns 'folder': did you mean 'folders'?" in refusal(
+        no_split, folder, SplitError
+    )
+
+
+@pytest.mark.usefixtures("nothing_long")
+def test_training_images_of_another_shape_are_refused(
+    tiny_suite: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    other = {"dataset": str(image_folder), "split": "folders", "image_size": 10}
+    text = refusal(changed(tiny_suite, train_data=other), tmp_path / "results", RecordError)
+    assert (
+        "suite tiny trains on images of (channel, height, width) (1, 10, 10) and tests on (1, 12, 12)" in text
+    )
+
+
+def test_a_key_is_a_key_of_what_has_a_meaning(suite: Suite, tiny_suite: Path, tmp_path: Path) -> None:
+    """The same meaning has the same key wherever and on however many threads it is made."""
+    split = running._load(suite.data, None)
+
+    def key(of: Suite, learner: int = 0, seed: int = 0, **where: Any) -> str:
+        place = {"folder": tmp_path, "root": None, "device": "cpu", "threads": 1, "known": frozenset()}
+        return training_key(Job(of, of.learner[learner], seed, **(place | where)), split)
+
+    assert key(suite) == key(suite, threads=2, folder=tmp_path / "other")
+    content = json.loads(json.dumps(tomllib.loads(tiny_suite.read_text(encoding="utf-8"))))
+    content["learner"][0]["id"] = "prototypical:renamed"
+    assert key(parse_suite(content, "other name", "")) == key(suite)
+    content["learner"][0]["options"]["widths"] = [4, 5]
+    keys = {key(suite), key(suite, seed=1), key(suite, learner=1), key(parse_suite(content, "tiny", ""))}
+    assert len(keys) == 4
