@@ -4,8 +4,8 @@ A learner takes labelled images and then names others. What it has learned insid
 a value that goes in and comes out and is never kept on the module, so that two episodes cannot meet and a
 query cannot teach another (design decision 3). A batch of episodes goes through side by side.
 
-To write your own, give `start`, `observe` and `predict` (or `adapt` instead of the first two, if streams
-do not matter); everything else has a default. `fewshot.check_learner` says whether the promises hold.
+To write your own, give `start`, `observe` and `predict`; everything else has a default.
+`fewshot.check_learner` says whether the promises hold.
 """
 
 from abc import ABC, abstractmethod
@@ -25,7 +25,8 @@ class Learner(nn.Module, ABC):
     """A few-shot method. Subclasses are final; their constructor's keywords are the method's options.
 
     version: raised by hand when the method's figures may move.
-    transductive: whether a query's answer may depend on the other queries; an option may decide it.
+    transductive: whether the answer to a K-shot query may depend on the other queries; an option may decide
+        it. In a stream one image is asked at a time, so nothing is transductive there.
     label_equivariant: whether permuting the labels permutes the logits exactly (else accuracy only stays).
     fixed_way: whether the learner answers only the way it was built for.
     batch_norm: "none"; "frozen" (statistics from training); "batch" (of the images shown together).
@@ -78,7 +79,7 @@ class Learner(nn.Module, ABC):
     def stream(self, batch: StreamBatch) -> Tensor:
         """Name each image, then be shown its label: (batch, length, way) logits.
 
-        Where `presentations` is given, the logits elsewhere are unspecified. Override it for speed only.
+        Logits where nothing is `asked` are unspecified, even NaN. Override it for speed only.
         """
         state = self.start(len(batch.images), batch.way)
         logits = []
@@ -88,6 +89,12 @@ class Learner(nn.Module, ABC):
             state = self.observe(state, image, batch.labels[:, step])
         return torch.stack(logits, dim=1)
 
+    def asked(self, batch: StreamBatch) -> Tensor:
+        """The steps of a stream that the learner answers, as `presentations` says: (batch, length) bool."""
+        if self.presentations is None:
+            return torch.ones_like(batch.presentation, dtype=torch.bool)
+        return torch.isin(batch.presentation, batch.presentation.new_tensor(self.presentations))
+
     def answer(self, batch: EpisodeBatch) -> Tensor:
         """Logits for all that is asked: (batch, way * query, way) or (batch, length, way)."""
         if isinstance(batch, KShotBatch):
@@ -95,9 +102,12 @@ class Learner(nn.Module, ABC):
         return self.stream(batch)
 
     def loss(self, batch: EpisodeBatch) -> Tensor:
-        """What training minimises: by default the mean cross-entropy of all answers, in nats."""
-        labels = batch.query_labels if isinstance(batch, KShotBatch) else batch.labels
-        return F.cross_entropy(self.answer(batch).flatten(0, 1), labels.flatten())
+        """What training minimises: by default the mean cross-entropy of all answers asked for, in nats."""
+        logits = self.answer(batch)
+        if isinstance(batch, KShotBatch):
+            return F.cross_entropy(logits.flatten(0, 1), batch.query_labels.flatten())
+        asked = self.asked(batch)
+        return F.cross_entropy(logits[asked], batch.labels[asked])
 
     def calibrate(self, batch: StreamBatch) -> None:
         """Set, from a batch of streams over validation classes, whatever training does not (after it)."""

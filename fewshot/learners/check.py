@@ -109,6 +109,7 @@ class _Probe:
         return (chosen + 0.3 * noise).to(self._device, self._dtype)
 
 
+@torch.no_grad()
 def _shapes(learner: Learner, probe: _Probe) -> None:
     ways = [learner.way] if learner.fixed_way else [learner.way, learner.way + 1]
     for way in ways:
@@ -117,7 +118,7 @@ def _shapes(learner: Learner, probe: _Probe) -> None:
             ("K-shot", kshot, kshot.query_labels),
             ("stream", stream, stream.labels),
         ):
-            answers = _answer(learner, batch)
+            answers = learner.answer(batch)
             expected = [*labels.shape, way]
             if list(answers.shape) != expected:
                 raise BrokenPromiseError(
@@ -218,11 +219,10 @@ def _labels_asked_for_are_hidden(learner: Learner, probe: _Probe) -> None:
     middle = stream.labels.shape[1] // 2
     labels = stream.labels.clone()
     labels[:, middle:] = (labels[:, middle:] + 1) % stream.way
-    asked = _asked(learner, stream)[:, : middle + 1]
     later = stream._replace(labels=labels)  # presentations as before: which steps are asked stays the same
     probe.same(
-        _answer(learner, stream)[:, : middle + 1][asked],
-        _answer(learner, later)[:, : middle + 1][asked],
+        _answer(learner, stream)[:, : middle + 1],
+        _answer(learner, later)[:, : middle + 1],
         "an answer changes with labels not shown yet",
     )
 
@@ -230,7 +230,7 @@ def _labels_asked_for_are_hidden(learner: Learner, probe: _Probe) -> None:
 @torch.no_grad()
 def _stream_is_observe_and_predict(learner: Learner, probe: _Probe) -> None:
     batch = probe.stream()
-    asked = _asked(learner, batch)
+    asked = learner.asked(batch)
     probe.same(
         learner.stream(batch)[asked],
         Learner.stream(learner, batch)[asked],
@@ -307,20 +307,17 @@ PROMISES: Mapping[str, Callable[[Learner, _Probe], None]] = {
 
 @torch.no_grad()
 def _answer(learner: Learner, batch: EpisodeBatch) -> Tensor:
-    return learner.answer(batch)
+    """The answers, with zeros where a stream asks nothing: what stands there is nobody's promise."""
+    answers = learner.answer(batch)
+    if isinstance(batch, KShotBatch):
+        return answers
+    return answers.masked_fill(~learner.asked(batch).unsqueeze(-1), 0)
 
 
 def _accuracy(learner: Learner, batch: KShotBatch) -> Tensor:
     """(batch,)."""
     right = _answer(learner, batch).argmax(-1) == batch.query_labels
     return right.double().mean(1)
-
-
-def _asked(learner: Learner, batch: StreamBatch) -> Tensor:
-    """(batch, length): whether the learner answers there."""
-    if learner.presentations is None:
-        return torch.ones_like(batch.presentation, dtype=torch.bool)
-    return torch.isin(batch.presentation, batch.presentation.new_tensor(learner.presentations))
 
 
 def _episodes(batch: EpisodeBatch, which: slice) -> EpisodeBatch:

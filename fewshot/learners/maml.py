@@ -128,7 +128,7 @@ class GradientLearner(Learner):
 
     def stream(self, batch: StreamBatch) -> Tensor:
         """Only the answers at `presentations`, zero elsewhere; episodes asked at one step go together."""
-        asked = torch.isin(batch.presentation, batch.presentation.new_tensor(self.presentations))
+        asked = self.asked(batch)
         logits = batch.images.new_zeros(*batch.labels.shape, self.way)
         for step in range(1, batch.labels.shape[1]):
             episodes = asked[:, step].nonzero().squeeze(1)

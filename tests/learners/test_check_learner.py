@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewshot.episodes.batch import EpisodeBatch, KShotBatch, StreamBatch, Support
+from fewshot.episodes.source import presentation
 from fewshot.errors import LearnerError
 from fewshot.learners.base import Learner
 from fewshot.learners.check import PROMISES, check_learner
@@ -228,6 +229,32 @@ def test_every_registered_learner_keeps_its_promises(name: str) -> None:
 
 def test_the_learner_that_the_broken_ones_are_made_of_is_whole() -> None:
     check_learner(ClassMeans())
+
+
+def test_what_stands_at_steps_that_are_not_asked_is_nobodys_concern() -> None:
+    class AnswersTheSecondOnly(ClassMeans):
+        presentations: ClassVar[tuple[int, ...] | None] = (2,)
+
+        def stream(self, batch: StreamBatch) -> Tensor:
+            elsewhere = ~self.asked(batch).unsqueeze(-1)
+            return super().stream(batch).masked_fill(elsewhere, torch.nan)
+
+    check_learner(AnswersTheSecondOnly())
+
+
+def test_the_loss_of_a_stream_is_that_of_the_steps_asked() -> None:
+    class AnswersSome(ClassMeans):
+        presentations: ClassVar[tuple[int, ...] | None] = (1, 3)
+
+    labels = torch.tensor([[0, 0, 1, 0, 2, 2]])
+    times = presentation(labels, WAY)
+    batch = StreamBatch(torch.randn(1, 6, *IMAGE_SHAPE), labels, times, torch.arange(WAY)[None], WAY)
+    learner = AnswersSome()
+    assert learner.asked(batch).tolist() == [[True, False, True, True, True, False]]
+    assert ClassMeans().asked(batch).all()
+    steps = [0, 2, 3, 4]
+    expected = F.cross_entropy(learner.stream(batch)[0, steps], labels[0, steps])
+    torch.testing.assert_close(learner.loss(batch), expected)
 
 
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.__name__)
