@@ -2,17 +2,20 @@
 
 A file holds, in this order: a magic word; the length and the SHA-256 of a JSON header; the header; zeros up
 to a page boundary; the pixels. Its name says data set, image size, reader version and a fingerprint of the
-source files, so that a stale file is never met. A file is believed only after its size, its header's SHA-256
-and the CRC-32 of *all* its pixels agree (about 0.3 s for the 1.27 GB of miniImageNet, 10 ms for Omniglot at
-28x28); a damaged one is built again. The SHA-256 that identifies the images is computed when they are
-decoded, and again by `fewshot data check`.
+source files, so that a stale file is never met; it is removed when its successor is stored.
+
+A file is believed only after its size, its header's SHA-256 and the CRC-32 of *all* its pixels agree (about
+0.3 s for the 1.27 GB of miniImageNet, 10 ms for Omniglot at 28x28); a damaged one is built again. The SHA-256
+that identifies the images is computed when they are decoded, and again by `fewshot data check`.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterable
@@ -36,6 +39,8 @@ LENGTH_BYTES = 8
 PREAMBLE_BYTES = len(MAGIC) + LENGTH_BYTES + hashlib.sha256().digest_size
 PAGE = 4096
 BLOCK = 1 << 24
+FILE_NAME = re.compile(r"(.+)-(\d+)-v\d+-.+\.images")
+"""Of which data set and image size; the data set's own name may look like the beginning of another's."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,7 @@ def cached_image_set(
     image_set = None if rebuild else _load(path)
     if image_set is None:
         _store(path, plan())
+        _remove_predecessors(path, name, image_size)
         image_set = _load(path)
     if image_set is None:
         raise DataError(
@@ -173,6 +179,15 @@ def _store(path: Path, plan: Plan) -> None:
     finally:
         if part.exists():
             part.unlink()
+
+
+def _remove_predecessors(path: Path, name: str, image_size: int) -> None:
+    """Delete what an older reader or other source files left of the same data set and size."""
+    for other in path.parent.iterdir():
+        match = FILE_NAME.fullmatch(other.name)
+        if other != path and match and match.groups() == (name, str(image_size)):
+            with contextlib.suppress(OSError):  # it only takes room
+                other.unlink()
 
 
 def _encoded(header: dict[str, Any]) -> bytes:

@@ -83,6 +83,19 @@ def test_another_key_version_or_rebuild_draws_again() -> None:
     assert drawing.times == 4
 
 
+def test_only_the_newest_of_a_data_set_and_size_is_kept(directory: Path) -> None:
+    drawing = Drawing()
+    drawing.load(key="old")
+    folder = only_file(directory).parent
+    others = ["toy-28-v1-old.images", "toys-4-v1-old.images", "toy-4-v1-28-v1-old.images", "toy-4-v1-old.txt"]
+    for name in others:
+        (folder / name).write_bytes(b"")
+    drawing.load(key="newer")
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*others, "toy-4-v1-newer.images"])
+    drawing.load(key="newer", version=2)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*others, "toy-4-v2-newer.images"])
+
+
 def test_digest_covers_pixels_and_names() -> None:
     digests = {Drawing().load().digest, Drawing(shade=8).load(key="other").digest}
     renamed = Drawing()
