@@ -5,16 +5,15 @@ import pytest
 
 from fewshot.data.handwriting.alphabets import (
     FIGURES,
-    draw_alphabet,
     draw_character,
     draw_figure,
     footprint,
+    invent_alphabet,
     layout,
     likeness,
     scaled,
 )
-from fewshot.data.handwriting.drawers import DRAWERS, MARGIN, SIDE
-from fewshot.data.handwriting.drawers import draw_alphabet as draw_drawings
+from fewshot.data.handwriting.drawers import DRAWERS, MARGIN, SIDE, draw_alphabet
 from fewshot.data.handwriting.integers import (
     ONE,
     PIXEL,
@@ -70,7 +69,7 @@ def test_heading_points_along_the_movement(dx: int, dy: int, eighths: int) -> No
 
 
 def test_every_figure_is_a_path_of_some_length() -> None:
-    style = draw_alphabet(Draws(0)).style
+    style = invent_alphabet(Draws(0)).style
     for figure, _ in FIGURES:
         for key in range(30):
             headings = figure(Draws(key), style, 30)
@@ -80,7 +79,7 @@ def test_every_figure_is_a_path_of_some_length() -> None:
 
 
 def test_a_character_has_the_size_asked_for() -> None:
-    alphabet = draw_alphabet(Draws(5))
+    alphabet = invent_alphabet(Draws(5))
     strokes = draw_character(Draws(6), alphabet)
     for size in (30, 60, 90):
         points = np.concatenate(layout(scaled(strokes, size)))
@@ -88,7 +87,7 @@ def test_a_character_has_the_size_asked_for() -> None:
 
 
 def test_characters_of_an_alphabet_differ() -> None:
-    alphabet = draw_alphabet(Draws(7))
+    alphabet = invent_alphabet(Draws(7))
     for key in range(32):
         draw_character(Draws(key), alphabet)
     prints = [footprint(strokes) for strokes in alphabet.characters]
@@ -102,7 +101,7 @@ def test_likeness_counts_common_cells() -> None:
 
 
 def test_drawings_are_ink_on_paper_and_stay_on_it() -> None:
-    drawings = np.stack(list(draw_drawings(11, 8)))
+    drawings = np.stack(list(draw_alphabet(11, 8)))
     assert drawings.shape == (8, DRAWERS, SIDE, SIDE)
     assert set(np.unique(drawings)) == {0, 255}
     assert drawings.any(axis=(2, 3)).all()
@@ -113,10 +112,10 @@ def test_drawings_are_ink_on_paper_and_stay_on_it() -> None:
 
 
 def test_every_drawer_draws_differently() -> None:
-    (drawings,) = draw_drawings(12, 1)
+    (drawings,) = draw_alphabet(12, 1)
     assert len({drawing.tobytes() for drawing in drawings}) == DRAWERS
 
 
 def test_characters_do_not_depend_on_how_many_follow() -> None:
-    few, many = list(draw_drawings(13, 2)), list(draw_drawings(13, 3))
+    few, many = list(draw_alphabet(13, 2)), list(draw_alphabet(13, 3))
     assert all(np.array_equal(one, other) for one, other in zip(few, many, strict=False))

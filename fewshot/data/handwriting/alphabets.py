@@ -328,7 +328,7 @@ class Alphabet:
     footprints: list[frozenset[int]] = field(default_factory=list)
 
 
-def draw_alphabet(draws: Draws) -> Alphabet:
+def invent_alphabet(draws: Draws) -> Alphabet:
     style = draw_style(draws)
     parts = [draw_figure(draws, style, draws.between(10, 42)) for _ in range(draws.between(3, 8))]
     return Alphabet(style, parts, stem=straight(draws.between(40, 60), draws.between(0, 1) * TURN // 4))
@@ -445,6 +445,6 @@ def scaled(strokes: Sequence[Stroke], size: int) -> list[Stroke]:
 
 def invent(key: int, count: int) -> Iterator[tuple[Style, list[Stroke]]]:
     """`count` characters of the alphabet that `key` decides, each with the alphabet's style."""
-    alphabet = draw_alphabet(Draws(child_key(key, 0)))
+    alphabet = invent_alphabet(Draws(child_key(key, 0)))
     for character in range(count):
         yield alphabet.style, draw_character(Draws(child_key(key, 1 + character)), alphabet)
