@@ -3,8 +3,8 @@
 The file has one JSON object per line and episode. A K-shot episode names its classes and images,
 
     {"classes": ["Greek/character03", "Greek/character07"],
-     "support": ["Greek/character07/0398_12", "Greek/character03/0394_05"],
-     "query": ["Greek/character03/0394_11", "Greek/character07/0398_02"]}
+     "support": ["Greek/character07/0398_12.png", "Greek/character03/0394_05.png"],
+     "query": ["Greek/character03/0394_11.png", "Greek/character07/0398_02.png"]}
 
 and a stream has "stream" in place of "support" and "query". An image is named by its class and its own name,
 as in `ClassPool.class_name` and `ImageSet.image_names`. Images are shown in the order of the file. Labels
@@ -14,6 +14,7 @@ the alphabet's, tells a learner trained on such files more than it should know; 
 All episodes of a file have one shape. Nothing is repeated inside an episode.
 """
 
+import contextlib
 import difflib
 import json
 import os
@@ -64,7 +65,10 @@ class ImageListSource(EpisodeSource):
 
 
 def write_image_lists(path: Path, source: EpisodeSource, count: int) -> None:
-    """Write episodes 0..count-1 of a source; reading them again gives the same episodes and digest."""
+    """Write episodes 0..count-1 of a source; reading them again gives the same episodes and digest.
+
+    Raises EpisodeError for a source of varying shape and for a path that cannot be written.
+    """
     if source.shape_block is not None:
         raise EpisodeError("a file of image lists has one shape; fix way and shot before writing it")
     pool = source.pool
@@ -88,8 +92,14 @@ def write_image_lists(path: Path, source: EpisodeSource, count: int) -> None:
                     )
                     file.write(json.dumps({"classes": classes, **shown}, ensure_ascii=False) + "\n")
         partial.replace(path)
+    except OSError as error:
+        raise EpisodeError(
+            f"cannot write image lists to {path} ({error.strerror or error}): give a file in a folder that "
+            "exists and can be written"
+        ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # mostly because it was renamed
+            partial.unlink()
 
 
 def read_image_lists(path: Path, pool: ClassPool, device: torch.device | str = "cpu") -> ImageListSource:

@@ -147,6 +147,16 @@ def test_files_that_are_no_lists(pool: ClassPool, tmp_path: Path) -> None:
         read_image_lists(path, pool)
 
 
+@pytest.mark.parametrize("place", ["nowhere/lists.jsonl", "file/lists.jsonl", "folder", "x" * 300])
+def test_a_path_that_cannot_be_written_is_one_clear_line(pool: ClassPool, tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(EpisodeError, match=r"cannot write image lists to .*folder that exists") as error:
+        write_image_lists(tmp_path / place, EpisodeSampler(pool, PROTOCOLS[0], 3), 2)
+    assert "\n" not in str(error.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
 def test_episodes_beyond_the_file_and_varying_shapes(pool: ClassPool, tmp_path: Path) -> None:
     source = read_image_lists(write(tmp_path / "lists.jsonl", lines(pool)), pool)
     with pytest.raises(EpisodeError, match="the file has 2: ask for fewer"):
