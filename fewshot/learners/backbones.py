@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fewshot.errors import LearnerError
+from fewshot.errors import LearnerError, at_least
 
 Downsample = Literal["pool", "stride"]
 BatchNormMode = Literal["none", "frozen", "batch"]
@@ -47,7 +47,7 @@ class ConvBackbone(nn.Module):
     """A stack of `ConvBlock`s, flattened: (..., channel, height, width) -> (..., output_size).
 
     Works in channels-last memory format throughout: about twice as fast on a CPU, same answers.
-    Raises LearnerError where the image is too small to be halved once per block.
+    Raises LearnerError where the image is too small to be halved once per block, or a width is below 1.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class ConvBackbone(nn.Module):
                 f"{len(widths)} convolution blocks, each halving the image, do not fit "
                 f"{image_shape[1]}x{image_shape[2]}: give fewer widths (at least one) or a larger image"
             )
+        at_least(1, widths=min(widths))
         self.image_shape = image_shape
         self.output_size = widths[-1] * height * width
         self.blocks = nn.Sequential(

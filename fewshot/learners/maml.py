@@ -7,7 +7,9 @@ through the inner gradient; `Fomaml` takes it for a constant (the paper's sectio
 Batch norm uses the statistics of the images at hand, as published. Which images those are decides what the
 published figures hide, so it is said here: the support seen so far, together with either all queries of one
 call of `predict` ("together": transductive) or one query at a time ("single": inductive). In a stream one
-image is asked at a time, and the two are the same.
+image is asked at a time, and the two are the same. Here is a departure: the authors' code, as far as we
+recall it, normalises the queries by the queries alone. One rule was wanted for both protocols, and in a
+stream an image asked alone would have no statistics but its own.
 
 Episodes of a batch have weights of their own after the first inner step. They go through the network side by
 side as groups of one grouped convolution: on a CPU core that was 1.25 times as fast as a loop over episodes,

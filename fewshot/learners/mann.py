@@ -8,6 +8,7 @@ network as published.
 
 from typing import ClassVar, Literal
 
+from fewshot.errors import at_least
 from fewshot.learners.backbones import ConvEmbedding, Downsample
 from fewshot.learners.recurrent import RecurrentLearner
 from fewshot.memory.cell import MemoryCell
@@ -40,6 +41,7 @@ class Mann(RecurrentLearner):
         gate_bias: float = 0.0,
         tie: bool = True,
     ) -> None:
+        at_least(1, embedding_size=embedding_size)
         cell = MemoryCell(
             embedding_size,
             way,

@@ -3,6 +3,10 @@
 Raw pixels, a memory of 128 words of 40 numbers, four heads that write what they look up with, one mask of
 least used slots for all of them, a bare cosine, and an LSTM of 200 units (a feedforward controller did far
 worse). It is here to compare with, not to win.
+
+Where the paper does not settle the matter, these are our choices: tanh on the keys; the start state (reads
+and controller zero, a memory of one small constant, all heads looking at slot 0, which alone counts as used);
+ReLU in the feedforward controller.
 """
 
 from torch import nn
@@ -13,7 +17,7 @@ from fewshot.memory.controllers import ControllerKind
 
 
 class MannPaper(RecurrentLearner):
-    """Memory-augmented network, to the letter of the paper."""
+    """Memory-augmented network as the paper describes it."""
 
     def __init__(
         self,

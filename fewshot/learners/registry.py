@@ -50,17 +50,26 @@ def register_learner(name: str, learner: type[Learner]) -> None:
 def learner_class(name: str) -> type[Learner]:
     """The class behind a registered id or "package.module:Class", each with or without ":variant".
 
-    Raises LearnerError for a name that is neither.
+    Raises LearnerError for a name that is neither, and for a module that fails while it is imported.
     """
     base, _, rest = name.partition(":")
     if base in _CLASSES:
         return _CLASSES[base]
-    try:
-        found = getattr(importlib.import_module(base), rest.partition(":")[0]) if rest else None
-    except (ImportError, AttributeError) as error:
-        raise LearnerError(f"{unknown('learner', name, _CLASSES)}; and {error}") from None
-    if not (inspect.isclass(found) and issubclass(found, Learner)):
+    attribute = rest.partition(":")[0]
+    if not (attribute and all(part.isidentifier() for part in base.split("."))):
         raise LearnerError(f'{unknown("learner", name, _CLASSES)}; or a Learner as "package.module:Class"')
+    try:
+        module = importlib.import_module(base)
+    except Exception as error:  # a stranger's module may raise anything
+        if isinstance(error, ModuleNotFoundError) and f"{base}.".startswith(f"{error.name}."):
+            raise LearnerError(f"{unknown('learner', name, _CLASSES)}; and {error}") from None
+        text = " ".join(str(error).split())
+        raise LearnerError(f"module {base} does not import: {type(error).__name__}: {text}") from error
+    found = getattr(module, attribute, None)
+    if not (inspect.isclass(found) and issubclass(found, Learner)):
+        raise LearnerError(
+            f"{unknown('learner', name, _CLASSES)}; and module {base} has no Learner {attribute!r}"
+        )
     return found
 
 

@@ -25,7 +25,7 @@ def build(name: str, seed: int = 0) -> Learner:
     makers: dict[str, Any] = {
         "mann": lambda: Mann(SHAPE, 3, **SMALL, num_slots=12, word_size=5),
         "mann_no_tie": lambda: Mann(SHAPE, 3, **SMALL, num_slots=12, word_size=5, tie=False),
-        "mann_batch_norm": lambda: Mann(SHAPE, 3, **SMALL, num_slots=12, word_size=5, batch_norm="frozen"),
+        "mann_no_batch_norm": lambda: Mann(SHAPE, 3, **SMALL, num_slots=12, word_size=5, batch_norm="none"),
         "mann_paper": lambda: MannPaper(SHAPE, 3),
         "mann_paper_feedforward": lambda: MannPaper(SHAPE, 3, controller="feedforward"),
         "lstm": lambda: Lstm(SHAPE, 3, **SMALL),
@@ -34,7 +34,7 @@ def build(name: str, seed: int = 0) -> Learner:
     return learner.eval()
 
 
-NAMES = ["mann", "mann_no_tie", "mann_batch_norm", "mann_paper", "mann_paper_feedforward", "lstm"]
+NAMES = ["mann", "mann_no_tie", "mann_no_batch_norm", "mann_paper", "mann_paper_feedforward", "lstm"]
 every_learner = pytest.mark.parametrize("name", NAMES)
 
 
@@ -137,8 +137,35 @@ def test_another_way_is_refused(name: str) -> None:
         build(name).start(2, 5)
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"embedding_size": 0}, "embedding_size must be at least 1; got 0"),
+        ({"embedding_size": -1}, "embedding_size must be at least 1; got -1"),
+        ({"hidden_size": 0}, "hidden_size must be at least 1; got 0"),
+        ({"word_size": 0}, "word_size must be at least 1; got 0"),
+        ({"read_heads": 0}, "read_heads must be at least 1; got 0"),
+        ({"num_slots": 2}, "num_slots must be at least read_heads, .* got 2 and 4"),
+        ({"usage_decay": 1.01}, "usage_decay must be from 0 to 1; got 1.01"),
+        ({"usage_decay": -0.1}, "usage_decay must be from 0 to 1; got -0.1"),
+        ({"widths": (4, 0)}, "widths must be at least 1; got 0"),
+    ],
+)
+def test_options_that_make_no_network_are_one_line(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(LearnerError, match=f"^{says}$"):
+        Mann(SHAPE, 3, **options)
+    if options.keys() <= {"embedding_size", "hidden_size", "widths"}:
+        with pytest.raises(LearnerError, match=f"^{says}$"):
+            Lstm(SHAPE, 3, **options)
+
+
+def test_as_many_slots_as_heads_are_enough() -> None:
+    learner = Mann(SHAPE, 3, **SMALL, num_slots=2, word_size=5, read_heads=2, usage_decay=1.0).eval()
+    assert learner.stream(stream_batch(2)).isfinite().all()
+
+
 def test_evaluation_moves_no_buffer() -> None:
-    learner = build("mann_batch_norm")
+    learner = build("mann")
     before = {key: value.clone() for key, value in learner.state_dict().items()}
     with torch.no_grad():
         learner.stream(stream_batch(2))

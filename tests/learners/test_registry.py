@@ -2,6 +2,7 @@
 
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -88,10 +89,15 @@ def test_a_learner_is_found_in_its_module(own_module: None, name: str) -> None:
         ("prototypcal", "did you mean 'prototypical'"),
         ("prototypcal:wide", "did you mean 'prototypical'"),
         ("somebody.learners", "package.module:Class"),
-        ("somebody.learners:Other", "Other"),
-        ("somebody.learners:number", "package.module:Class"),
+        ("somebody.learners:Other", "module somebody.learners has no Learner 'Other'"),
+        ("somebody.learners:number", "module somebody.learners has no Learner 'number'"),
         ("nobody.anywhere:Own", "nobody"),
+        ("nobody:Own", "No module named 'nobody'"),
         ("", "unknown learner ''"),
+        (":Own", "package.module:Class"),
+        (".learners:Own", "package.module:Class"),
+        ("somebody..learners:Own", "package.module:Class"),
+        ("own.py:Own", "No module named 'own'"),
     ],
 )
 def test_an_unknown_learner_is_one_line_with_the_nearest(own_module: None, name: str, says: str) -> None:
@@ -99,6 +105,27 @@ def test_an_unknown_learner_is_one_line_with_the_nearest(own_module: None, name:
         learner_class(name)
     assert says in str(caught.value)
     assert "count_guesser" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("class Own(:", "SyntaxError: invalid syntax"),
+        ("Own = Unheard", "NameError: name 'Unheard' is not defined"),
+        ("import math\nmath.sine", "AttributeError: module 'math' has no attribute 'sine'"),
+        ("import a_package_nobody_has", "ModuleNotFoundError: No module named 'a_package_nobody_has'"),
+        ("raise ValueError('two\\nlines')", "ValueError: two lines"),
+    ],
+)
+def test_a_module_that_does_not_import_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, says: str
+) -> None:
+    (tmp_path / "a_broken_module.py").write_text(source, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(LearnerError) as caught:
+        learner_class("a_broken_module:Own")
+    assert str(caught.value).startswith(f"module a_broken_module does not import: {says}")
     assert "\n" not in str(caught.value)
 
 
