@@ -44,6 +44,9 @@ LengthOption = Annotated[int, typer.Option(help="Images per episode (stream).")]
 CountsOption = Annotated[Counts, typer.Option(help="How often each class comes (stream).")]
 GroupOption = Annotated[bool, typer.Option("--within-group", help="All classes from one alphabet.")]
 SplitOption = Annotated[str | None, typer.Option(help="Class split; the data set's first by default.")]
+DeviceOption = Annotated[
+    Literal["cpu", "cuda"] | None, typer.Option(help="The GPU where there is one, by default.")
+]
 JobsOption = Annotated[int | None, typer.Option(min=1, help="Processes side by side; one per core.")]
 
 
@@ -85,7 +88,7 @@ def train(
     ] = None,
     train_seed: Annotated[int, typer.Option(help="Seed of weights and training episodes.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="Threads; figures repeat at the same number.")] = 1,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; the GPU where there is one.")] = None,
+    device: DeviceOption = None,
     data: DataOption = None,
 ) -> None:
     """Train one learner and keep the weights that are best on validation classes."""
@@ -186,7 +189,7 @@ def evaluate(
 
         result = measuring.evaluate(loaded, source, episodes, on_progress=on_progress)
     turned = ", rotated classes" if rotated else ""
-    manner = "transductive" if loaded.transductive else "inductive"
+    manner = "transductive" if loaded.transductive and protocol == "kshot" else "inductive"
     print(f"{checkpoint.stem}  {name}/{pool.split}/{side}{turned}  {manner}  {result}")
 
 
@@ -198,7 +201,7 @@ def run(
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what is there and train again.")] = False,
     jobs: JobsOption = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of each process.")] = 1,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; the GPU where there is one.")] = None,
+    device: DeviceOption = None,
     data: DataOption = None,
 ) -> None:
     """Run a suite: train and measure what is missing, then print the table and draw the plots."""

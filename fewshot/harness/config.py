@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from fewshot.episodes.augment import Augment
 from fewshot.episodes.protocol import Counts, KShot, Range, Stream
 from fewshot.errors import FewshotError, RecordError, unknown
 
@@ -95,6 +96,9 @@ class AugmentSettings(Settings):
     shift: float = Field(0.1, ge=0)
     scale: float = Field(0.0, ge=0, lt=1)
     shear: float = Field(0.0, ge=0)
+
+    def build(self) -> Augment:
+        return Augment(**self.model_dump())
 
 
 class TrainSettings(Settings):

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fewshot.data.split import ClassPool
 from fewshot.episodes.batch import EpisodeBatch, KShotBatch, StreamBatch, Support
 from fewshot.episodes.protocol import KShot, Protocol, bounds
 from fewshot.errors import EpisodeError, LearnerError
@@ -26,6 +27,9 @@ PIXELS_AT_ONCE = 2**21
 
 class NumberedEpisodes(Interface):
     """What `evaluate` needs of a sampler: episodes that are a function of their number."""
+
+    @property
+    def pool(self) -> ClassPool: ...
 
     @property
     def protocol(self) -> Protocol: ...
@@ -95,7 +99,7 @@ def evaluate(
                 on_progress(done, episodes)
     answers = _group({name: np.concatenate([part[name] for part in columns]) for name in columns[0]})
     return Evaluation(
-        **vars(summarise(**answer_columns(answers))),
+        **vars(summarise(**answer_columns(answers, source.pool.class_index.numpy()))),
         protocol=source.protocol,
         episodes=episodes,
         episodes_digest=source.digest(episodes),

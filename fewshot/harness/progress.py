@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from fewshot.harness.run import Update
+from fewshot.harness.job import Update
 
 LINE_SECONDS = 20.0
 

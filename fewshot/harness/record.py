@@ -12,7 +12,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -120,9 +120,9 @@ class Record(BaseModel):
     train_seed: int | None
     """Seed of weights and training episodes."""
     train_steps: int | None
-    """Optimiser updates until the selected weights."""
+    """Optimiser updates of the whole training; `selection` says whose weights were kept."""
     train_episodes: int | None
-    """Training episodes until the selected weights."""
+    """Training episodes of the whole training."""
     train_seconds: float | None
     """Wall-clock time of the training, in seconds, validation included."""
     train_classes_digest: str | None = None
@@ -233,6 +233,24 @@ def append_record(folder: Path, record: Record) -> None:
         replace_file(path, "".join(f"{text}\n" for text in lines).encode())
 
 
+def remove_records(folder: Path, records: Sequence[Record]) -> None:
+    """Delete records and their answers from a results folder; lines of other records are kept as they are."""
+    if not records:
+        return
+    gone = {record.key for record in records}
+    path = folder / RECORDS_FILE
+    with _locked(folder):
+        kept = [
+            line
+            for number, line in enumerate(_lines(path), 1)
+            if _parse(path, number, line)["key"] not in gone
+        ]
+        replace_file(path, "".join(f"{line}\n" for line in kept).encode())
+    for record in records:
+        if record.answers:
+            (folder / record.answers).unlink(missing_ok=True)
+
+
 def read_records(folder: Path) -> list[Record]:
     """The records of a results folder, in the order in which they were first added.
 
@@ -286,10 +304,15 @@ def read_answers(path: Path) -> pa.Table:
         raise RecordError(f"cannot read the answers in {path}: {reason}; restore the file") from error
 
 
-def answer_columns(table: pa.Table) -> dict[str, NDArray[Any]]:
-    """The columns of answers that `statistics.summarise` takes, by name."""
+def answer_columns(table: pa.Table, parents: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """The columns of answers that `statistics.summarise` takes, by name.
+
+    parents: (class,), the class of the image set that each class of the pool is, turned or not: a class and
+    its turned copies are no independent evidence, so intervals over classes resample parents.
+    """
     names = ("episode", "class_id", "presentation", "correct", "count")
-    return {name: np.asarray(table[name].to_numpy()) for name in names}
+    columns = {name: np.asarray(table[name].to_numpy()) for name in names}
+    return columns | {"class_id": parents[columns["class_id"]]}
 
 
 def provenance() -> dict[str, Any]:

@@ -8,6 +8,7 @@ validation classes; test classes are never seen here.
 
 import hashlib
 import math
+import os
 import pickle
 import time
 from collections.abc import Callable
@@ -19,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from fewshot.data.split import ClassPool, Split
-from fewshot.episodes.augment import Augment
 from fewshot.episodes.batch import StreamBatch
 from fewshot.episodes.protocol import KShot, Protocol, Stream
 from fewshot.episodes.sampler import EpisodeSampler
@@ -29,7 +29,11 @@ from fewshot.harness.config import TrainSettings
 from fewshot.harness.evaluate import evaluate
 from fewshot.learners.base import Learner
 
+TRAINING_VERSION = 1
+"""Raised by hand when figures may move by this loop, its schedule, calibration or augmentation."""
+
 CALIBRATION_EPISODES = 100
+CALIBRATION_WAY, CALIBRATION_SHOWN = 5, 10  # the field's stream: five classes, ten images of each
 SAVE_EVERY_SECONDS = 30.0
 LOG_EVERY_STEPS = 10
 _VALIDATION_SEED = 1_000_003
@@ -71,16 +75,18 @@ def train(
     state_path: Path | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> TrainLog:
-    """Train a learner in place and leave it with the weights that were best on validation classes.
+    """Train a learner in place; leave it calibrated, with the weights that were best on validation classes.
 
     state_path: a file to which the run is saved every half minute and from which it goes on if it is there;
     it is the caller's to delete. Raises EpisodeError where a side cannot supply the episodes, LearnerError
     where the loss is no longer finite.
     """
     settings = settings or TrainSettings()
+    if not learner.trainable:
+        raise LearnerError(f"{type(learner).__name__} has nothing to train: use fewshot.calibrate")
     device = next((p.device for p in learner.parameters()), torch.device("cpu"))
     train_pool, val_pool = training_pools(split, settings)
-    augment = Augment(**settings.augment.model_dump()) if settings.augment else None
+    augment = settings.augment.build() if settings.augment else None
     source = EpisodeSampler(
         train_pool, _in_blocks(settings), episode_seed=train_seed, augment=augment, device=device
     )
@@ -120,22 +126,30 @@ def train(
                 seen = log.best_accuracy if log.best_step else None
                 on_progress(Progress(run.step, settings.steps, float(loss), seen))
     learner.load_state_dict(run.best)
-    learner.eval()
+    calibrate(learner, split, log)
     return log
 
 
-def calibrate(learner: Learner, split: Split, settings: TrainSettings) -> None:
-    """Let a learner set what training does not, on streams over validation classes (never test)."""
-    _, pool = training_pools(split, settings)
-    way = min(learner.way, len(pool))
-    per_class = min(10, int(pool.images_per_class.min()))
+def calibrate(learner: Learner, split: Split, log: TrainLog | None = None) -> None:
+    """Let a learner set what training does not, on streams over upright validation classes (never test).
+
+    The streams are the same for every learner, so that none has an advantage. log: counts the classes drawn.
+    """
+    pool = split.val
+    way = learner.way if learner.fixed_way else min(CALIBRATION_WAY, len(pool))
+    shown = min(CALIBRATION_SHOWN, int(pool.images_per_class.min()))
     device = next((t.device for t in learner.state_dict().values()), torch.device("cpu"))
     sampler = EpisodeSampler(
-        pool, Stream(way, way * per_class, "exact"), episode_seed=_CALIBRATION_SEED, device=device
+        pool, Stream(way, way * shown, "exact"), episode_seed=_CALIBRATION_SEED, device=device
     )
     batch = sampler.batch(0, CALIBRATION_EPISODES)
     assert isinstance(batch, StreamBatch)
+    learner.eval()
     learner.calibrate(batch)
+    if log is not None:
+        drawn = class_draws(batch, len(pool)).cpu()
+        counts = log.draws.setdefault(pool.side, torch.zeros_like(drawn))
+        counts[: len(pool)] += drawn  # upright classes come first in a pool with turned ones
 
 
 def training_pools(split: Split, settings: TrainSettings) -> tuple[ClassPool, ClassPool]:
@@ -155,7 +169,7 @@ def draw_rows(log: TrainLog, split: Split, settings: TrainSettings) -> list[tupl
     return [
         (pool.side, pool.class_name(i), draws)
         for pool in training_pools(split, settings)
-        for i, draws in enumerate(log.draws[pool.side].tolist())
+        for i, draws in enumerate(log.draws.get(pool.side, torch.zeros(0)).tolist())
         if draws
     ]
 
@@ -217,7 +231,7 @@ class _Run:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".part")
+        temporary = self.path.with_suffix(f".{os.getpid()}.part")
         state = {
             "step": self.step,
             "learner": self.learner.state_dict(),

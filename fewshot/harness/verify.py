@@ -2,10 +2,11 @@
 
 What is compared (design decision 7): digests of data, episodes and files agree; at least 99.8 % of the
 answers are those recorded (another machine may round differently); accuracy differs by at most 0.1 point;
-and the recorded accuracy is the one that the recorded answers have.
+and what the record says (accuracies, intervals, training, classes drawn) is what its answers, its checkpoint
+and its log of draws say.
 """
 
-import hashlib
+import json
 import multiprocessing
 import os
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from fewshot.data.catalogue import load_dataset
 from fewshot.data.split import Split
@@ -24,11 +26,13 @@ from fewshot.data.splits import split_classes
 from fewshot.episodes.protocol import KShot, Protocol, Stream
 from fewshot.episodes.sampler import EpisodeSampler
 from fewshot.errors import FewshotError, RecordError
-from fewshot.harness.checkpoint import file_sha256, load_learner
+from fewshot.harness.checkpoint import checkpoint_facts, file_sha256, load_learner
 from fewshot.harness.evaluate import evaluate
+from fewshot.harness.processes import die_with_parent, prepare_process
 from fewshot.harness.record import Record, answer_columns, read_answers, read_records
-from fewshot.harness.run import prepare_process
 from fewshot.harness.statistics import summarise
+from fewshot.harness.train import draws_digest
+from fewshot.learners.base import Learner
 
 QUICK_EPISODES = 200
 LEAST_SAME_ANSWERS = 0.998
@@ -80,7 +84,7 @@ def verify_records(
             yield verify_record(folder, record, root, full)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=die_with_parent) as pool:
         jobs_ = [pool.submit(verify_record, folder, record, root, full) for record in records]
         for job in jobs_:
             yield job.result()
@@ -115,15 +119,8 @@ def protocol_of(record: Record) -> Protocol:
 
 def _measure_again(folder: Path, record: Record, root: Path | None, episodes: int) -> tuple[float, float]:
     """Fraction of answers that are those recorded, and by how much the accuracy of these episodes differs."""
-    recorded = _recorded_answers(folder, record)
-    if record.checkpoint is None:
-        raise RecordError("the record names no checkpoint: it cannot be verified")
-    path = folder / record.checkpoint
-    learner = load_learner(path, record.learner)
-    if file_sha256(path) != record.checkpoint_sha256:
-        raise RecordError(f"{path} is not the file that was recorded: its SHA-256 differs")
-    split = _split(record.dataset, record.split, record.image_size, root)
-    pool = split.side(record.side)
+    learner = _recorded_learner(folder, record)
+    pool = _split(record.dataset, record.split, record.image_size, root).side(record.side)
     if record.rotated_test_classes:
         pool = pool.with_rotations()
     if pool.digest != record.data_digest:
@@ -131,33 +128,67 @@ def _measure_again(folder: Path, record: Record, root: Path | None, episodes: in
     sampler = EpisodeSampler(pool, protocol_of(record), episode_seed=record.episode_seed)
     if sampler.digest(record.episodes) != record.episodes_digest:
         raise RecordError("the episodes are not those recorded: the sampler draws others")
+    recorded = _recorded_answers(folder, record, pool.class_index.numpy())
     again = evaluate(learner, sampler, episodes).answers
     first = recorded.filter(pc.less(recorded["episode"], episodes))
     old, new = _flat_answers(first), _flat_answers(again)
     if old.shape != new.shape:
         raise RecordError(f"{len(old)} answers are recorded for {episodes} episodes, {len(new)} were given")
-    columns = answer_columns(first), answer_columns(again)
-    accuracy = [float(part["correct"].sum() / part["count"].sum()) for part in columns]
+    accuracy = [pc.sum(table["correct"]).as_py() / pc.sum(table["count"]).as_py() for table in (first, again)]
     return float((old == new).mean()), abs(accuracy[0] - accuracy[1])
 
 
-def _recorded_answers(folder: Path, record: Record) -> pa.Table:
-    """The recorded answers, once they are known to be those that the recorded figure was computed from."""
+def _recorded_learner(folder: Path, record: Record) -> Learner:
+    """The learner of the stored weights, once the record is known to tell the truth about it."""
+    if record.checkpoint is None:
+        raise RecordError("the record names no checkpoint: it cannot be verified")
+    path = folder / record.checkpoint
+    learner = load_learner(path, record.learner)
+    if file_sha256(path) != record.checkpoint_sha256:
+        raise RecordError(f"{path} is not the file that was recorded: its SHA-256 differs")
+    told = json.loads(checkpoint_facts(path)["training"]) | {
+        "backbone": learner.backbone_name,
+        "transductive": learner.transductive and record.protocol == "kshot",
+    }
+    recorded = record.model_dump(mode="json")
+    for name, value in told.items():
+        if recorded[name] != value:
+            raise RecordError(f"the record says {name} {recorded[name]!r}, the checkpoint {value!r}")
+    draws = folder / "draws" / f"{path.stem}.tsv"
+    if not draws.is_file():
+        raise RecordError(f"{draws} is missing: it says which classes were drawn")
+    rows = [line.split("\t") for line in draws.read_text(encoding="utf-8").splitlines()]
+    if draws_digest([(side, name, int(count)) for side, name, count in rows]) != record.train_classes_digest:
+        raise RecordError(f"{draws} is not the log of classes that was recorded: its digest differs")
+    if any(side == "test" for side, *_ in rows):
+        raise RecordError(f"{draws} says that test classes were drawn in training")
+    return learner
+
+
+def _recorded_answers(folder: Path, record: Record, parents: NDArray[np.int64]) -> pa.Table:
+    """The recorded answers, once they are known to be those that the recorded figures were computed from."""
     if record.answers is None:
         raise RecordError("the record names no answers: it cannot be verified")
     path = folder / record.answers
     table = read_answers(path)
-    if hashlib.sha256(path.read_bytes()).hexdigest() != record.answers_sha256:
+    if file_sha256(path) != record.answers_sha256:
         raise RecordError(f"{path} is not the file that was recorded: its SHA-256 differs")
-    summary = summarise(**answer_columns(table))
-    figures = {0: record.accuracy} | record.accuracy_by_instance
-    counted = {0: summary.accuracy} | summary.accuracy_by_instance
-    if figures.keys() != counted.keys() or any(abs(figures[k] - counted[k]) > 1e-9 for k in figures):
-        raise RecordError("the recorded accuracy is not that of the recorded answers")
+    for name, counted in vars(summarise(**answer_columns(table, parents))).items():
+        if not _agree(getattr(record, name), counted):
+            raise RecordError(f"the recorded {name} is not that of the recorded answers")
     return table
 
 
-def _flat_answers(table: pa.Table) -> np.ndarray[tuple[int], np.dtype[np.int16]]:
+def _agree(recorded: object, counted: object) -> bool:
+    """Whether figures are the same but for rounding: numbers, None, or dicts of them."""
+    if isinstance(recorded, dict) and isinstance(counted, dict):
+        return recorded.keys() == counted.keys() and all(_agree(recorded[k], counted[k]) for k in counted)
+    if isinstance(recorded, float) and isinstance(counted, float):
+        return abs(recorded - counted) < 1e-6
+    return recorded == counted
+
+
+def _flat_answers(table: pa.Table) -> NDArray[np.int16]:
     return np.asarray(pc.list_flatten(table["answers"]).to_numpy())
 
 

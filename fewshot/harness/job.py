@@ -1,0 +1,206 @@
+"""One job: train a learner if its weights are not there, then measure it and report a record per test."""
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fewshot.data.split import Split
+from fewshot.episodes.sampler import SAMPLER_VERSION
+from fewshot.harness.checkpoint import checkpoint_facts, file_sha256, load_learner, save_learner
+from fewshot.harness.config import KShotSettings
+from fewshot.harness.evaluate import Evaluation, evaluate
+from fewshot.harness.plan import (
+    Job,
+    PlannedTest,
+    fresh_learner,
+    load_split,
+    plain,
+    planned_tests,
+    training_key,
+)
+from fewshot.harness.processes import prepare_process
+from fewshot.harness.record import Record, provenance, replace_file, write_answers
+from fewshot.harness.train import (
+    TRAINING_VERSION,
+    Progress,
+    TrainLog,
+    calibrate,
+    draw_rows,
+    draws_digest,
+    train,
+    validation_protocol,
+)
+from fewshot.learners.base import Learner
+from fewshot.learners.registry import learner_class, options_of
+
+
+@dataclass(frozen=True)
+class Update:
+    """News of a job for whoever shows the progress; record is set when one was made."""
+
+    job: str
+    stage: str
+    done: int
+    total: int
+    note: str = ""
+    record: Record | None = None
+
+
+Report = Callable[[Update], None]
+
+
+def run_job(job: Job, report: Report) -> None:
+    """Train one learner if its checkpoint is not there, then make its missing records."""
+    prepare_process(job.threads)
+    facts = provenance()
+    training_split = load_split(job.suite.training_data, job.root)
+    test_split = load_split(job.suite.data, job.root)
+    train_key = training_key(job, training_split)
+    missing = [test for test in planned_tests(job, test_split, train_key) if test.key not in job.known]
+    if not missing:
+        report(Update(job.name, "recorded", 1, 1))
+        return
+    path = job.checkpoint
+    if not (path.exists() and checkpoint_facts(path).get("train_key") == train_key):
+        make_checkpoint(job, training_split, train_key, report)
+    learner = load_learner(path, job.learner.id).to(job.device)
+    facts |= json.loads(checkpoint_facts(path)["training"])
+    facts |= {"checkpoint": str(path.relative_to(job.folder)), "checkpoint_sha256": file_sha256(path)}
+    for number, test in enumerate(missing):
+        report(Update(job.name, "testing", number, len(missing), test.label))
+        evaluation = evaluate(learner, test.sampler(job.device), test.episodes)
+        record = Record(**facts, **_record_fields(job, test, learner, evaluation))
+        report(Update(job.name, "testing", number + 1, len(missing), test.label, record))
+
+
+def make_checkpoint(job: Job, split: Split, train_key: str, report: Report) -> None:
+    """Train, round to the stored precision, calibrate, store: what is measured is what is stored."""
+    settings = job.learner.train
+    kind = learner_class(job.learner.id)
+    options = options_of(kind, job.learner.options)
+    learner = fresh_learner(job.learner, job.train_seed, split).to(job.device)
+    log = TrainLog()
+    state = job.state(train_key)
+    if kind.trainable:
+        log = train(
+            learner,
+            split,
+            settings,
+            train_seed=job.train_seed,
+            state_path=state,
+            on_progress=lambda progress: report(_training_update(job, progress)),
+        )
+
+    def store(learner: Learner) -> None:
+        training = json.dumps(_training_fields(job, split, log))
+        save_learner(
+            learner, job.checkpoint, job.learner.id, plain(options), train_key=train_key, training=training
+        )
+
+    store(learner)
+    learner = load_learner(job.checkpoint).to(job.device)
+    calibrate(learner, split, log)
+    store(learner)
+    if kind.trainable:
+        replace_file(job.curve, _curve(job, log).encode())
+    draws = draw_rows(log, split, settings)
+    replace_file(job.draws, "".join(f"{side}\t{name}\t{count}\n" for side, name, count in draws).encode())
+    state.unlink(missing_ok=True)
+
+
+def _record_fields(job: Job, test: PlannedTest, learner: Learner, evaluation: Evaluation) -> dict[str, Any]:
+    kind = type(learner)
+    answers = Path("answers") / f"{test.key}.parquet"
+    settings = test.settings
+    fields: dict[str, Any] = {
+        "key": test.key,
+        "suite": job.suite.name,
+        "learner": job.learner.id,
+        "config": {
+            "options": options_of(kind, job.learner.options),
+            "train": job.learner.train.model_dump() if kind.trainable else None,
+        },
+        "backbone": learner.backbone_name,
+        "image_size": test.pool.image_set.image_shape[-1],
+        "dataset": test.pool.image_set.name,
+        "split": test.pool.split,
+        "side": test.pool.side,
+        "rotated_test_classes": test.pool.rotated,
+        "data_digest": test.pool.digest,
+        "protocol": settings.protocol,
+        "way": settings.way,
+        "within_group": settings.within_group,
+        "episodes": test.episodes,
+        "episode_seed": settings.episode_seed,
+        "episodes_digest": evaluation.episodes_digest,
+        "train_seed": job.train_seed if kind.trainable else None,
+        "device": job.device,
+        "threads": job.threads,
+        # In a stream one image is asked at a time: there is no other query to learn from.
+        "transductive": learner.transductive and settings.protocol == "kshot",
+        "accuracy": evaluation.accuracy,
+        "accuracy_by_instance": evaluation.accuracy_by_instance,
+        "ci95": evaluation.ci95,
+        "ci95_classes": evaluation.ci95_classes,
+        "ci95_by_instance": evaluation.ci95_by_instance,
+        "ci95_classes_by_instance": evaluation.ci95_classes_by_instance,
+        "answers": str(answers),
+        "answers_sha256": write_answers(job.folder / answers, evaluation.answers),
+        "method_versions": {
+            "learner": kind.version,
+            "sampler": SAMPLER_VERSION,
+            "training": TRAINING_VERSION,
+        },
+    }
+    if isinstance(settings, KShotSettings):
+        return fields | {"shot": settings.shot, "query": settings.query}
+    return fields | {"length": settings.length, "counts": settings.counts, "labels": "one_hot"}
+
+
+def _training_fields(job: Job, split: Split, log: TrainLog) -> dict[str, Any]:
+    """The fields of a record that the training decides; they are stored in the checkpoint."""
+    settings = job.learner.train
+    digest = draws_digest(draw_rows(log, split, settings))
+    names = ("dataset", "split", "protocol", "way", "shot", "steps", "episodes", "seconds")
+    if not learner_class(job.learner.id).trainable:
+        untrained: dict[str, Any] = dict.fromkeys(f"train_{name}" for name in names)
+        return untrained | {"train_classes_digest": digest, "selection": None}
+    episodes = settings.episodes
+    values = (
+        split.train.image_set.name,
+        split.name,
+        episodes.protocol,
+        episodes.way,
+        episodes.shot if isinstance(episodes, KShotSettings) else None,
+        settings.steps,
+        settings.steps * settings.batch,
+        round(log.seconds, 1),
+    )
+    return {f"train_{name}": value for name, value in zip(names, values, strict=True)} | {
+        "train_classes_digest": digest,
+        "selection": f"weights of step {log.best_step}, the best of every {settings.validate_every} by the "
+        f"accuracy of {settings.validate_episodes} episodes over validation classes: "
+        f"{validation_protocol(settings)}",
+    }
+
+
+def _training_update(job: Job, progress: Progress) -> Update:
+    note = f"loss {progress.loss:.3f}"
+    if progress.val_accuracy is not None:
+        note += f", best val {100 * progress.val_accuracy:.1f} %"
+    return Update(job.name, "training", progress.step, progress.steps, note)
+
+
+def _curve(job: Job, log: TrainLog) -> str:
+    """Learning curve: the loss every few steps, accuracy on validation classes where it was measured."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["learner", "train_seed", "step", "episodes", "seconds", "loss", "val_accuracy"])
+    for step, episodes, seconds, loss, accuracy in log.curve:
+        shown = ["" if value is None else f"{value:.5g}" for value in (loss, accuracy)]
+        writer.writerow([job.learner.id, job.train_seed, step, episodes, f"{seconds:.1f}", *shown])
+    return text.getvalue()

@@ -1,0 +1,204 @@
+"""What a suite asks for: jobs, the tests of each, the keys by which results are known, where files lie.
+
+A key is a digest of what gives a result its meaning (design decision 6): data, method, settings, seeds and
+the integer versions that are raised by hand. Source text is never in it.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fewshot.data.catalogue import load_dataset
+from fewshot.data.locations import cache_root
+from fewshot.data.split import ClassPool, Split
+from fewshot.data.splits import split_classes
+from fewshot.episodes.protocol import Stream, bounds
+from fewshot.episodes.sampler import SAMPLER_VERSION, EpisodeSampler
+from fewshot.errors import FewshotError, LearnerError, RecordError
+from fewshot.harness.config import DataSettings, KShotSettings, LearnerSettings, Suite, Test
+from fewshot.harness.record import record_key
+from fewshot.harness.train import TRAINING_VERSION, training_pools, validation_protocol
+from fewshot.learners.base import Learner
+from fewshot.learners.registry import build_learner, learner_class, options_of
+
+
+@dataclass(frozen=True)
+class Job:
+    """One learner with one train seed: what a process does, from training to its last record."""
+
+    suite: Suite
+    learner: LearnerSettings
+    train_seed: int
+    folder: Path
+    root: Path | None
+    device: str
+    threads: int
+    known: frozenset[str] = frozenset()
+    """Keys of the records that are there already."""
+
+    @property
+    def name(self) -> str:
+        seeds = len(self.learner.train_seeds)
+        return self.learner.id if seeds == 1 else f"{self.learner.id} seed {self.train_seed}"
+
+    @property
+    def stem(self) -> str:
+        """The name of this job's files."""
+        return f"{self.learner.id.replace(':', '.')}-{self.train_seed}"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoints" / f"{self.stem}.safetensors"
+
+    @property
+    def curve(self) -> Path:
+        return self.folder / "curves" / f"{self.stem}.csv"
+
+    @property
+    def draws(self) -> Path:
+        return self.folder / "draws" / f"{self.stem}.tsv"
+
+    def state(self, train_key: str) -> Path:
+        """Where an unfinished training waits; two learners never share one."""
+        return cache_root() / "runs" / f"{train_key}-{self.stem}.state"
+
+
+@dataclass(frozen=True)
+class PlannedTest:
+    """One test of one learner: one record."""
+
+    settings: Test
+    pool: ClassPool
+    episodes: int
+    key: str
+
+    @property
+    def label(self) -> str:
+        settings = self.settings
+        turned = " rotated" if self.pool.rotated else ""
+        if isinstance(settings, KShotSettings):
+            return f"{settings.way}-way {settings.shot}-shot{turned}"
+        return f"{settings.way}-way stream, {settings.counts} counts{turned}"
+
+    def sampler(self, device: str) -> EpisodeSampler:
+        protocol = self.settings.build()
+        return EpisodeSampler(self.pool, protocol, episode_seed=self.settings.episode_seed, device=device)
+
+
+def load_split(data: DataSettings, root: Path | None) -> Split:
+    return split_classes(load_dataset(data.dataset, root, data.image_size), data.split)
+
+
+def plain(options: dict[str, Any]) -> dict[str, Any]:
+    """Options as JSON knows them (tuples become lists)."""
+    known: dict[str, Any] = json.loads(json.dumps(options))
+    return known
+
+
+def training_key(job: Job, split: Split) -> str:
+    """What gives the weights their meaning."""
+    kind = learner_class(job.learner.id)
+    ours = kind.__module__.startswith("fewshot.")
+    return record_key(
+        {
+            "data": split.digest,
+            "learner": kind.__qualname__ if ours else f"{kind.__module__}:{kind.__qualname__}",
+            "versions": {"learner": kind.version, "sampler": SAMPLER_VERSION, "training": TRAINING_VERSION},
+            "options": plain(options_of(kind, job.learner.options)),
+            "train": job.learner.train.model_dump(mode="json") if kind.trainable else None,
+            "train_seed": job.train_seed if kind.trainable else None,
+        }
+    )
+
+
+def planned_tests(job: Job, split: Split, train_key: str) -> Iterator[PlannedTest]:
+    """The tests of a suite that the learner can answer."""
+    for settings in job.suite.test:
+        if not answers(job.learner, settings):
+            continue
+        few = job.learner.stream_episodes if isinstance(settings.build(), Stream) else None
+        for rotated in settings.rotated:
+            pool = split.test.with_rotations() if rotated else split.test
+            episodes = min(few or settings.episodes, settings.episodes)
+            key = record_key(
+                {
+                    "training": train_key,
+                    "learner": job.learner.id,
+                    "pool": pool.digest,
+                    "test": settings.model_dump(mode="json", exclude={"rotated", "episodes"}),
+                    "episodes": episodes,
+                }
+            )
+            yield PlannedTest(settings, pool, episodes, key)
+
+
+def answers(learner: LearnerSettings, test: Test) -> bool:
+    """Whether the learner answers episodes of the test's way."""
+    return not learner_class(learner.id).fixed_way or test.way == learner.train.episodes.way
+
+
+def fresh_learner(settings: LearnerSettings, train_seed: int, split: Split) -> Learner:
+    """The learner with the weights that its seed gives."""
+    with torch.random.fork_rng():
+        torch.manual_seed(train_seed)
+        way = bounds(settings.train.episodes.way)[1]
+        return build_learner(settings.id, split.train.image_set.image_shape, way, settings.options)
+
+
+def chosen_learners(suite: Suite, only: tuple[str, ...]) -> list[LearnerSettings]:
+    """The learners to run; LearnerError for a name that the suite has not."""
+    there = [settings.id for settings in suite.learner]
+    for name in only:
+        if name not in there:
+            raise LearnerError(f"suite {suite.name} has no learner {name!r}; it has {', '.join(there)}")
+    return [settings for settings in suite.learner if not only or settings.id in only]
+
+
+def check_suite(suite: Suite, chosen: list[LearnerSettings], training: Split, tested: Split) -> None:
+    """Raise now what would otherwise come up after hours: what cannot be built, drawn or answered."""
+    shapes = [split.train.image_set.image_shape for split in (training, tested)]
+    if shapes[0] != shapes[1]:
+        raise RecordError(
+            f"suite {suite.name} trains on images of (channel, height, width) {shapes[0]} and tests on "
+            f"{shapes[1]}: give both one image_size, and images with as many channels"
+        )
+    for settings in chosen:
+        check_learner_settings(settings, training)
+        if not any(answers(settings, test) for test in suite.test):
+            raise RecordError(
+                f"suite {suite.name} has no test for {settings.id!r}, which answers only the way it is "
+                f"trained for, {settings.train.episodes.way}: add a test of that way or train with another"
+            )
+    for test in suite.test:
+        for rotated in test.rotated:
+            EpisodeSampler(
+                tested.test.with_rotations() if rotated else tested.test, test.build(), test.episode_seed
+            )
+
+
+def check_learner_settings(settings: LearnerSettings, split: Split) -> None:
+    """Raise unless the learner can be built, and answers a training and a validation episode."""
+    learner = fresh_learner(settings, 0, split)
+    if not learner.trainable:
+        return
+    train = settings.train
+    if train.augment:
+        train.augment.build()
+    protocols = (train.episodes.build(), validation_protocol(train))
+    for pool, protocol in zip(training_pools(split, train), protocols, strict=True):
+        batch = EpisodeSampler(pool, protocol, 0).batch(0, 1)
+        try:
+            with torch.no_grad():
+                learner.eval().answer(batch)
+        except FewshotError:
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise LearnerError(
+                f"{settings.id!r} cannot answer an episode of {protocol}: {type(error).__name__}: {reason}; "
+                "check its options and the way it is trained for"
+            ) from error
