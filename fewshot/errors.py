@@ -38,13 +38,6 @@ class RecordError(FewshotError):
     """Raised when a suite or a results folder is malformed, unwritable or does not agree with itself."""
 
 
-def at_least(minimum: int, **options: int) -> None:
-    """Raise LearnerError, in one line, for the first of a learner's options that is below the minimum."""
-    for name, value in options.items():
-        if value < minimum:
-            raise LearnerError(f"{name} must be at least {minimum}; got {value}")
-
-
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """One line for a name that does not exist: the nearest known one if any is near, and all there are."""
     names = sorted(known)

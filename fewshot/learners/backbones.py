@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fewshot.errors import LearnerError, at_least
+from fewshot.errors import LearnerError
+from fewshot.learners.options import check_at_least
 
 Downsample = Literal["pool", "stride"]
 BatchNormMode = Literal["none", "frozen", "batch"]
@@ -68,7 +69,7 @@ class ConvBackbone(nn.Module):
                 f"{len(widths)} convolution blocks, each halving the image, do not fit "
                 f"{image_shape[1]}x{image_shape[2]}: give fewer widths (at least one) or a larger image"
             )
-        at_least(1, widths=min(widths))
+        check_at_least(1, widths=min(widths))
         self.image_shape = image_shape
         self.output_size = widths[-1] * height * width
         self.blocks = nn.Sequential(

@@ -5,8 +5,8 @@ Santoro et al. 2016 compare with it; what the memory adds is the difference to `
 
 from typing import ClassVar, Literal
 
-from fewshot.errors import at_least
 from fewshot.learners.backbones import ConvEmbedding, Downsample
+from fewshot.learners.options import check_at_least
 from fewshot.learners.recurrent import RecurrentLearner
 from fewshot.memory.cell import LstmCell
 
@@ -27,7 +27,7 @@ class Lstm(RecurrentLearner):
         embedding_size: int = 64,
         hidden_size: int = 200,
     ) -> None:
-        at_least(1, embedding_size=embedding_size)
+        check_at_least(1, embedding_size=embedding_size, hidden_size=hidden_size)
         cell = LstmCell(embedding_size, way, hidden_size=hidden_size)
         encoder = ConvEmbedding(
             image_shape, widths, embedding_size, downsample=downsample, batch_norm=batch_norm

@@ -8,8 +8,9 @@ network as published.
 
 from typing import ClassVar, Literal
 
-from fewshot.errors import at_least
+from fewshot.errors import LearnerError
 from fewshot.learners.backbones import ConvEmbedding, Downsample
+from fewshot.learners.options import check_at_least, check_fraction
 from fewshot.learners.recurrent import RecurrentLearner
 from fewshot.memory.cell import MemoryCell
 from fewshot.memory.controllers import ControllerKind
@@ -41,7 +42,14 @@ class Mann(RecurrentLearner):
         gate_bias: float = 0.0,
         tie: bool = True,
     ) -> None:
-        at_least(1, embedding_size=embedding_size)
+        check_at_least(1, embedding_size=embedding_size, hidden_size=hidden_size)
+        check_at_least(1, word_size=word_size, read_heads=read_heads)
+        if num_slots < read_heads:
+            raise LearnerError(
+                f"num_slots must be at least read_heads, as each head has a least used slot; got {num_slots} "
+                f"and {read_heads}"
+            )
+        check_fraction(usage_decay=usage_decay)
         cell = MemoryCell(
             embedding_size,
             way,

@@ -11,6 +11,7 @@ ReLU in the feedforward controller.
 
 from torch import nn
 
+from fewshot.learners.options import check_at_least, check_fraction
 from fewshot.learners.recurrent import RecurrentLearner
 from fewshot.memory.cell import MemoryCell
 from fewshot.memory.controllers import ControllerKind
@@ -28,6 +29,8 @@ class MannPaper(RecurrentLearner):
         hidden_size: int = 200,
         usage_decay: float = 0.99,
     ) -> None:
+        check_at_least(1, hidden_size=hidden_size)
+        check_fraction(usage_decay=usage_decay)
         channel, height, width = image_shape
         cell = MemoryCell(
             channel * height * width,

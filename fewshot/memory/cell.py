@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewshot.errors import LearnerError, at_least
 from fewshot.memory.controllers import CONTROLLERS, ControllerKind, ControllerState, LstmController
 from fewshot.memory.lrua import LeastUsed, LruaState, initial_state, lrua_step
 
@@ -30,7 +29,6 @@ class LstmCell(nn.Module):
 
     def __init__(self, input_size: int, way: int, *, hidden_size: int) -> None:
         super().__init__()
-        at_least(1, hidden_size=hidden_size)
         self.controller = LstmController(input_size + way, 0, hidden_size)
         self.output_size = hidden_size
 
@@ -69,7 +67,6 @@ class MemoryCell(nn.Module):
         offset + softplus(learned).
     gate_bias: the write gate's logit at the start; below 0 prefers the least used slots to those just read.
     tie: whether to add the tied content path (needs add_vector="apart").
-    Raises LearnerError for sizes below 1, fewer slots than heads, and a usage_decay outside 0 to 1.
     """
 
     def __init__(
@@ -90,14 +87,6 @@ class MemoryCell(nn.Module):
         tie: bool,
     ) -> None:
         super().__init__()
-        at_least(1, hidden_size=hidden_size, word_size=word_size, read_heads=read_heads)
-        if num_slots < read_heads:
-            raise LearnerError(
-                f"num_slots must be at least read_heads, as each head has a least used slot; got {num_slots} "
-                f"and {read_heads}"
-            )
-        if not 0 <= usage_decay <= 1:
-            raise LearnerError(f"usage_decay must be from 0 to 1; got {usage_decay}")
         self.num_slots, self.word_size, self.read_heads = num_slots, word_size, read_heads
         self.usage_decay = usage_decay
         self.least_used: LeastUsed = least_used

@@ -157,6 +157,9 @@ def test_options_that_make_no_network_are_one_line(options: dict[str, Any], says
     if options.keys() <= {"embedding_size", "hidden_size", "widths"}:
         with pytest.raises(LearnerError, match=f"^{says}$"):
             Lstm(SHAPE, 3, **options)
+    if options.keys() <= {"hidden_size", "usage_decay"}:
+        with pytest.raises(LearnerError, match=f"^{says}$"):
+            MannPaper(SHAPE, 3, **options)
 
 
 def test_as_many_slots_as_heads_are_enough() -> None:
