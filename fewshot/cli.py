@@ -449,6 +449,7 @@ def main() -> None:
     except FewshotError as error:
         print(f"fewshot: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("fewshot: stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == 130:  # what typer makes of an interrupt
+            print("fewshot: stopped; the same command goes on from here", file=sys.stderr)
+        raise

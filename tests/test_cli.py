@@ -1,0 +1,504 @@
+"""Every command: what it prints and leaves, exit code 0, 1 or 2, and one clear line for wrong input."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fewshot.cli import main
+from fewshot.harness.record import RECORDS_FILE, read_records
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+SMALL = ["--way", "3", "--query", "2"]
+OWN_LEARNER = """
+import torch
+from fewshot import Learner
+
+class Brightness(Learner):
+    trainable = False
+
+    def start(self, batch, way):
+        return torch.zeros(batch, way)
+
+    def observe(self, state, image, label):
+        return state.scatter(1, label.unsqueeze(1), image.flatten(1).mean(1, keepdim=True))
+
+    def predict(self, state, images):
+        return -(images.flatten(2).mean(2, keepdim=True) - state.unsqueeze(1)).abs()
+"""
+
+
+class Outcome(NamedTuple):
+    code: int | str | None
+    out: str
+    err: str
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def fewshot(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
+    """Run a command as the console script does, in an empty folder, with an empty data directory."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "no_data").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("FEWSHOT_DATA", str(tmp_path / "no_data"))
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["fewshot", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main()
+        return Outcome(caught.value.code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def results(tiny_results: Path, tmp_path: Path) -> Path:
+    """A copy of recorded results, to change at will."""
+    return shutil.copytree(tiny_results, tmp_path / "tiny")
+
+
+def refused(outcome: Outcome) -> str:
+    """The one line that wrong input is answered with."""
+    assert outcome.code == 2, outcome
+    assert outcome.out == ""
+    (line,) = outcome.err.splitlines()
+    assert line.startswith("fewshot: ")
+    return line.removeprefix("fewshot: ")
+
+
+# --- Commands that work -------------------------------------------------------------------------------------
+
+
+def test_help_needs_nothing_heavy() -> None:
+    script = (
+        "import sys\n"
+        "from fewshot.cli import main\n"
+        "sys.argv = ['fewshot', '--help']\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "heavy = {'torch', 'torchvision', 'numpy', 'pandas', 'matplotlib', 'pydantic', 'scipy', 'pyarrow'}\n"
+        "print('heavy:', sorted(heavy & sys.modules.keys()))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ended.stdout.endswith("heavy: []\n")
+    for command in ("list", "data", "train", "evaluate", "run", "table", "plot", "verify"):
+        assert f" {command} " in ended.stdout
+
+
+def test_the_module_is_the_command(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fewshot", "table", "absent"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    text = refused(Outcome(ended.returncode, ended.stdout, ended.stderr))
+    assert text == "no results in absent: there is no records.jsonl; make them with `fewshot run`"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["list"], ["data", "list"], ["data", "get"], ["train"], ["evaluate"], ["run"], ["verify"]]
+)
+def test_each_command_has_help(fewshot: Command, arguments: list[str]) -> None:
+    outcome = fewshot(*arguments, "--help")
+    assert outcome.code == 0
+    assert f"fewshot {' '.join(arguments)} [OPTIONS]" in outcome.out
+
+
+def test_list_says_what_there_is(fewshot: Command) -> None:
+    Path("benchmarks").mkdir()
+    Path("benchmarks/mine.toml").touch()
+    outcome = fewshot("list")
+    assert outcome.code == 0
+    for name in (
+        "glyphs",
+        "omniglot",
+        "mini_imagenet",
+        "prototypical",
+        "count_guesser",
+        "benchmarks/mine.toml",
+    ):
+        assert name in outcome.out
+    assert "omniglot" in fewshot("data", "list").out
+
+
+def test_train_then_evaluate(fewshot: Command, image_folder: Path) -> None:
+    outcome = fewshot(
+        *("train", "prototypical", "--dataset", image_folder, "--out", "mine", *SMALL),
+        *("--steps", 4, "--batch", 2, "--option", "widths=[4, 4]", "--train-seed", 3),
+    )
+    assert outcome.code == 0
+    path = Path("mine/checkpoints/prototypical-3.safetensors")
+    assert outcome.out == f"{path}\nmeasure it with: fewshot evaluate {path}\n"
+    assert "prototypical: training 4 of 4" in outcome.err
+
+    measured = [
+        fewshot("evaluate", path, "--learner", "prototypical", "--episodes", 20, *SMALL, *where)
+        for where in (["--dataset", image_folder], ["--data", image_folder.parent])
+    ]
+    assert [one.code for one in measured] == [0, 0]
+    for one, name in zip(measured, (image_folder, image_folder.name), strict=True):
+        line = one.out.removesuffix("\n")
+        assert line.startswith(f"prototypical-3  {name}/folders/test  inductive  3-way 1-shot  ")
+        assert line.endswith("(95 % CI over 20 episodes)")
+    assert measured[0].out.rpartition("  ")[2] == measured[1].out.rpartition("  ")[2]
+
+    stream = fewshot(
+        *("evaluate", path, "--dataset", image_folder, "--side", "val", "--rotated", "--episodes", 5),
+        *("--protocol", "stream", "--way", 3, "--length", 9, "--counts", "random"),
+    )
+    assert "/folders/val, rotated classes  inductive  3-way stream of 9, random counts  " in stream.out
+    assert "2nd presentation" in stream.out
+
+
+def test_a_learner_of_ones_own_is_found_where_one_stands(fewshot: Command, image_folder: Path) -> None:
+    Path("own_cli_learner.py").write_text(OWN_LEARNER)
+    outcome = fewshot(
+        "train", "own_cli_learner:Brightness", "--dataset", image_folder, "--out", "mine", *SMALL
+    )
+    assert outcome.code == 0
+    path = Path("mine/checkpoints/own_cli_learner.Brightness-0.safetensors")
+    outcome = fewshot("evaluate", path, "--dataset", image_folder, "--episodes", 20, *SMALL)
+    assert outcome.code == 0
+    assert "own_cli_learner.Brightness-0" in outcome.out
+
+
+def test_run_table_plot_and_verify(fewshot: Command, tiny_suite: Path, image_folder: Path) -> None:
+    only = ["--only", "prototypical", "--only", "nearest_neighbour"]
+    outcome = fewshot("run", tiny_suite, "--out", "results/tiny", "--jobs", 1, *only)
+    assert outcome.code == 0
+    assert "nearest_neighbour" in outcome.out
+    assert "6 new records in results/tiny; verify them with: fewshot verify results/tiny" in outcome.out
+    assert "prototypical: testing 3 of 3" in outcome.err
+    again = fewshot("run", tiny_suite, "--out", "results/tiny", "--jobs", 1, *only)
+    assert "0 new records in results/tiny" in again.out
+    assert "prototypical: recorded" in again.err
+
+    assert fewshot("table", "results/tiny").out in outcome.out
+    rows = fewshot("table", "results/tiny", "--format", "csv").out.splitlines()
+    assert rows[0].startswith(
+        "suite,dataset,split,side,rotated_test_classes,image_size,backbone,protocol,way,"
+    )
+    assert sum(",kshot," in row for row in rows) >= 4
+    for format in ("md", "latex", "html"):
+        assert "prototypical" in fewshot("table", "results/tiny", "--format", format).out
+
+    drawn = fewshot("plot", "results/tiny")
+    assert drawn.code == 0
+    pictures = [Path(line) for line in drawn.out.splitlines()]
+    assert pictures
+    assert all(picture.stat().st_size > 1000 for picture in pictures)
+
+    verified = fewshot("verify", "results/tiny", "--jobs", 1, "--data", image_folder.parent)
+    assert verified.code == 0
+    assert verified.out.count("agrees   ") == 6
+    assert verified.out.endswith("6 of 6 records of results/tiny agree with their stored weights\n")
+
+
+@pytest.mark.parametrize("full", [[], ["--full"]])
+def test_verify_ends_with_1_where_a_record_does_not_agree(
+    fewshot: Command, results: Path, image_folder: Path, full: list[str]
+) -> None:
+    lines = (results / RECORDS_FILE).read_text().splitlines()
+    lines[0] = json.dumps(json.loads(lines[0]) | {"accuracy": 0.5})
+    (results / RECORDS_FILE).write_text("\n".join(lines) + "\n")
+    outcome = fewshot("verify", results, "--jobs", 1, "--data", image_folder.parent, *full)
+    assert outcome.code == 1
+    assert outcome.out.count("DIFFERS  prototypical ") == 1
+    assert f"11 of 12 records of {results} agree with their stored weights" in outcome.out
+
+
+def test_data_check_ends_with_0_for_a_folder_that_reads(fewshot: Command, image_folder: Path) -> None:
+    outcome = fewshot("data", "check", image_folder)
+    assert outcome.code == 0
+    assert "patterns" in outcome.out
+
+
+@pytest.mark.parametrize("protocol", ["kshot", "stream"])
+def test_data_show_draws_an_episode(fewshot: Command, image_folder: Path, protocol: str) -> None:
+    length = ["--length", "9"] if protocol == "stream" else []
+    outcome = fewshot("data", "show", image_folder, "--protocol", protocol, "--rotated", *SMALL, *length)
+    assert outcome.code == 0
+    assert outcome.out == f"patterns-{protocol}.png\n"
+    with Image.open(f"patterns-{protocol}.png") as picture:
+        assert min(picture.size) > 100
+    fewshot("data", "show", image_folder, "--protocol", protocol, *SMALL, *length, "--out", "sub/own.png")
+    assert Path("sub/own.png").is_file()
+
+
+def test_interrupted_it_says_how_to_go_on(fewshot: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fewshot.harness.config.read_suite", interrupt)
+    outcome = fewshot("run", "any.toml")
+    assert (outcome.code, outcome.err) == (130, "fewshot: stopped; the same command goes on from here\n")
+
+
+# --- Wrong input --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments", [["learn"], ["run"], ["run", "x.toml", "--job", "3"], ["verify", "x", "--jobs", "0"]]
+)
+def test_a_wrong_command_line_ends_with_2(fewshot: Command, arguments: list[str]) -> None:
+    outcome = fewshot(*arguments)
+    assert outcome.code == 2
+    assert "Usage: " in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+READERS = pytest.mark.parametrize(
+    "command",
+    [
+        ["data", "check", "omniglot"],
+        ["data", "show", "omniglot"],
+        ["train", "prototypical", "--dataset", "omniglot"],
+        ["run", "omniglot.toml"],
+    ],
+    ids=lambda command: " ".join(command[:2]),
+)
+
+
+def omniglot(folder: Path, content: bytes) -> Path:
+    """A data directory with `content` under the names of Omniglot's archives, and a suite that reads it."""
+    for part in ("images_background", "images_evaluation"):
+        (folder / f"{part}.zip").write_bytes(content)
+    Path("omniglot.toml").write_text(
+        'title = "x"\ndata = { dataset = "omniglot", split = "vinyals" }\n'
+        '[[test]]\nprotocol = "kshot"\n[[learner]]\nid = "nearest_neighbour"\n'
+    )
+    return folder
+
+
+@READERS
+def test_a_truncated_archive_is_refused(fewshot: Command, tmp_path: Path, command: list[str]) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("images_background/Greek/character01/0394_01.png", bytes(5000))
+    data = omniglot(tmp_path, buffer.getvalue()[:2000])
+    text = refused(fewshot(*command, "--data", data))
+    assert "images_background.zip" in text
+    assert "delete it and run `fewshot data get omniglot`" in text
+
+
+@READERS
+def test_a_page_under_an_archives_name_is_refused(
+    fewshot: Command, tmp_path: Path, command: list[str]
+) -> None:
+    data = omniglot(tmp_path, b"<!DOCTYPE html>\n<html><body>Please log in</body></html>")
+    text = refused(fewshot(*command, "--data", data))
+    assert "images_background.zip" in text
+    assert "HTML" in text
+
+
+@READERS
+def test_data_that_is_not_there_is_refused(fewshot: Command, tmp_path: Path, command: list[str]) -> None:
+    omniglot(tmp_path / "here", b"")
+    assert "no omniglot in " in refused(fewshot(*command))
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04", b"<html></html>"])
+def test_what_is_no_data_set_is_not_taken(fewshot: Command, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "mine").mkdir()
+    outcome = fewshot("data", "get", "omniglot", "--from", omniglot(tmp_path / "mine", content))
+    assert outcome.code == 2
+    assert "images_background.zip" in outcome.err.splitlines()[-1]
+    assert "source: https://github.com/brendenlake/omniglot" in outcome.out
+    assert list((tmp_path / "no_data").rglob("*.zip")) == []
+
+
+def test_a_missing_split_class_is_refused(fewshot: Command, image_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(image_folder, tmp_path / "mini_imagenet")
+    text = refused(fewshot("train", "prototypical", "--dataset", folder, "--split", "ravi"))
+    assert "side train of split ravi names the class " in text
+    assert "which mini_imagenet does not have" in text
+    shutil.rmtree(folder / "test")
+    text = refused(fewshot("train", "prototypical", "--dataset", folder, "--split", "folders"))
+    assert "has no test classes" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--way", "3", "--shot", "7", "--query", "2"], "has 8 images; 7-shot with 2 queries needs 9"),
+        (["--way", "3", "--query", "8"], "has 8 images; 1-shot with 8 queries needs 9"),
+        (["--way", "40", "--query", "2"], "40-way needs 40 classes; patterns/folders/"),
+        (["--protocol", "stream", "--way", "3", "--length", "30"], "has 8 images; a stream of length 30"),
+        (["--way", "1"], "way must be at least 2"),
+        (["--protocol", "stream", "--way", "3", "--length", "10"], "choose length 9"),
+    ],
+)
+@pytest.mark.parametrize(
+    "command", [["train", "prototypical", "--option", "widths=[4]", "--dataset"], ["data", "show"]]
+)
+def test_classes_with_too_few_images_are_refused(
+    fewshot: Command, image_folder: Path, command: list[str], arguments: list[str], says: str
+) -> None:
+    assert says in refused(fewshot(*command, image_folder, *arguments))
+
+
+def test_an_unknown_key_in_a_suite_names_the_nearest(fewshot: Command, tiny_suite: Path) -> None:
+    Path("mine.toml").write_text(tiny_suite.read_text().replace("validate_every", "validate_evry"))
+    text = refused(fewshot("run", "mine.toml"))
+    assert text.startswith("mine.toml: ")
+    assert "unknown key 'validate_evry': did you mean 'validate_every'?" in text
+    Path("mine.toml").write_text(tiny_suite.read_text() + "[[learner]\n")
+    assert refused(fewshot("run", "mine.toml")).startswith("mine.toml is not a readable TOML file: ")
+    assert "there is: mine.toml" in refused(fewshot("run", "other.toml"))
+
+
+def test_an_unknown_learner_is_answered_with_all_there_are(
+    fewshot: Command, image_folder: Path, tiny_suite: Path
+) -> None:
+    text = refused(fewshot("train", "protypical", "--dataset", image_folder, *SMALL))
+    assert text.startswith(
+        "unknown learner 'protypical': did you mean 'prototypical'? there is count_guesser, "
+    )
+    Path("mine.toml").write_text(tiny_suite.read_text().replace('"lstm"', '"gru"'))
+    assert refused(fewshot("run", "mine.toml")).startswith("unknown learner 'gru': ")
+    assert "suite tiny has no learner 'mann'" in refused(fewshot("run", tiny_suite, "--only", "mann"))
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("width=[4]", "unknown option of Prototypical 'width': did you mean 'widths'?"),
+        ("widths=wide", "option widths"),
+        ("widths", "--option takes name=value; got 'widths'"),
+    ],
+)
+def test_a_wrong_option_is_refused(fewshot: Command, image_folder: Path, option: str, says: str) -> None:
+    assert says in refused(
+        fewshot("train", "prototypical", "--dataset", image_folder, *SMALL, "--option", option)
+    )
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "prototypical", "--dataset", "omniglott"],
+        ["data", "show", "omniglott"],
+        ["data", "check", "omniglott"],
+        ["data", "get", "omniglott"],
+    ],
+)
+def test_an_unknown_data_set_is_answered_with_all_there_are(fewshot: Command, command: list[str]) -> None:
+    text = refused(fewshot(*command))
+    assert text.startswith(
+        "unknown dataset 'omniglott': did you mean 'omniglot'? there is glyphs, mini_imagenet, "
+    )
+
+
+def test_an_unknown_split_is_answered_with_all_there_are(fewshot: Command, image_folder: Path) -> None:
+    text = refused(fewshot("data", "show", image_folder, "--split", "folder", *SMALL))
+    assert text.startswith(
+        "unknown split of patterns 'folder': did you mean 'folders'? there is folders, fraction"
+    )
+
+
+def test_results_that_cannot_be_written_are_refused(
+    fewshot: Command, image_folder: Path, tiny_suite: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("results").touch()
+    commands = [
+        ["run", tiny_suite, "--out", "results/tiny"],
+        [
+            "train",
+            "prototypical",
+            "--dataset",
+            image_folder,
+            *SMALL,
+            "--option",
+            "widths=[4]",
+            "--out",
+            "results",
+        ],
+    ]
+    for command in commands:
+        text = refused(fewshot(*command))
+        assert text.startswith("cannot write results")
+        assert text.endswith("make it writable or choose another results folder")
+
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("fewshot.harness.record.tempfile.TemporaryFile", denied)
+    assert "cannot write locked: Permission denied" in refused(fewshot("run", tiny_suite, "--out", "locked"))
+
+
+def test_a_wrong_checkpoint_is_refused(fewshot: Command, results: Path, image_folder: Path) -> None:
+    path = results / "checkpoints" / "prototypical-0.safetensors"
+    evaluate = ["evaluate", path, "--dataset", image_folder, *SMALL]
+    assert refused(fewshot(*evaluate, "--learner", "mann")) == (
+        f"{path} holds 'prototypical', not 'mann': choose the checkpoint of 'mann'"
+    )
+    intact = path.read_bytes()
+    for offset in (3, 40, intact.index(b'"prototypical"') + 3, len(intact) - 2):
+        damaged = bytearray(intact)
+        damaged[offset] ^= 1
+        path.write_bytes(damaged)
+        assert "damaged" in refused(fewshot(*evaluate))
+    path.write_bytes(intact[:-10])
+    assert "damaged" in refused(fewshot(*evaluate))
+    path.unlink()
+    assert refused(fewshot(*evaluate)).startswith(f"no checkpoint {path}: ")
+
+
+def test_a_learner_is_not_asked_what_it_cannot_answer(
+    fewshot: Command, results: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    folder = results / "checkpoints"
+    text = refused(
+        fewshot(
+            "evaluate", folder / "lstm-0.safetensors", "--dataset", image_folder, "--way", 4, "--query", 2
+        )
+    )
+    assert "built for 3-way episodes and cannot answer 4-way" in text
+    for number in range(3):
+        for side in ("train", "val", "test"):
+            place = tmp_path / "coloured" / side / f"{number}"
+            place.mkdir(parents=True)
+            for index in range(4):
+                colour = np.full((12, 12, 3), (80 * number, 200, 40 * index), np.uint8)
+                Image.fromarray(colour).save(place / f"{index}.png")
+    path = folder / "prototypical-0.safetensors"
+    text = refused(fewshot("evaluate", path, "--dataset", tmp_path / "coloured", *SMALL))
+    assert "reads images of (channel, height, width) (1, 12, 12)" in text
+    assert "(3, 12, 12)" in text
+
+
+@pytest.mark.parametrize("command", ["table", "plot", "verify"])
+def test_without_records_there_is_nothing_to_show(fewshot: Command, command: str) -> None:
+    assert refused(fewshot(command, "absent")).startswith("no results in absent: ")
+    Path("broken").mkdir()
+    Path("broken", RECORDS_FILE).write_text("{\n")
+    assert refused(fewshot(command, "broken")).startswith(f"broken/{RECORDS_FILE}:1: not a JSON object")
+
+
+def test_an_unknown_format_is_answered_with_all_there_are(fewshot: Command, tiny_results: Path) -> None:
+    text = refused(fewshot("table", tiny_results, "--format", "cvs"))
+    assert text.startswith("unknown format 'cvs': did you mean 'csv'? there is csv, html, latex, md, text")
+
+
+def test_records_of_images_that_are_gone_are_refused(fewshot: Command, tiny_results: Path) -> None:
+    assert read_records(tiny_results)[0].dataset == "patterns"
+    assert refused(fewshot("verify", tiny_results, "--jobs", 1)).startswith("unknown dataset 'patterns': ")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused(fewshot: Command, image_folder: Path) -> None:
+    text = refused(fewshot("train", "prototypical", "--dataset", image_folder, *SMALL, "--device", "cuda"))
+    assert text == "device cuda was asked for, and torch finds no GPU: leave out --device"

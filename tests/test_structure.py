@@ -1,0 +1,239 @@
+"""The shape of the project: who imports whom, what is public, what is tracked, and whether suites read."""
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+import typing
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import fewshot
+from fewshot.harness.config import read_suite
+from fewshot.learners.registry import learner_class, options_of
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "fewshot"
+ORDER = ("errors", "data", "episodes", "memory", "learners", "harness", "cli")
+"""Each may import itself and those before it."""
+FACADES = {"fewshot", "fewshot.__main__"}
+REPORT_READS = {"fewshot.errors", "fewshot.harness.record", "fewshot.harness.statistics"}
+
+PUBLIC = [
+    "Augment",
+    "ClassPool",
+    "ConvBackbone",
+    "EpisodeSampler",
+    "Evaluation",
+    "FewshotError",
+    "ImageSet",
+    "KShot",
+    "KShotBatch",
+    "Learner",
+    "Split",
+    "Stream",
+    "StreamBatch",
+    "Support",
+    "TrainSettings",
+    "build_learner",
+    "calibrate",
+    "check_learner",
+    "evaluate",
+    "load_dataset",
+    "load_image_folder",
+    "load_learner",
+    "read_image_lists",
+    "register_learner",
+    "save_learner",
+    "split_by_fraction",
+    "split_by_lists",
+    "train",
+    "write_image_lists",
+]
+
+MEGABYTE = 2**20
+
+
+def _name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def _is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def _nodes(node: ast.AST, only_at_import: bool) -> Iterator[ast.AST]:
+    """All nodes below; only_at_import: without functions' bodies and what is there for type checkers."""
+    for child in ast.iter_child_nodes(node):
+        lazy = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or _is_type_checking(
+            child
+        )
+        if only_at_import and lazy:
+            continue
+        yield child
+        yield from _nodes(child, only_at_import)
+
+
+def imports(module: str, only_at_import: bool = False) -> set[str]:
+    """The modules that a module imports: those of this package in full, of others the package alone."""
+    found = set()
+    for node in _nodes(ast.parse(MODULES[module].read_text(encoding="utf-8")), only_at_import):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} has a relative import"
+            assert node.module is not None
+            for alias in node.names:  # `from package import module` imports the module
+                below = f"{node.module}.{alias.name}"
+                found.add(below if below in MODULES else node.module)
+    return {name if name in MODULES else name.partition(".")[0] for name in found}
+
+
+def own_imports(module: str, only_at_import: bool = False) -> set[str]:
+    return imports(module, only_at_import) & MODULES.keys()
+
+
+def reached(module: str) -> set[str]:
+    """All that importing a module imports, packages on the way included."""
+    seen: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name not in seen:
+            seen.add(name)
+            if name in MODULES:
+                waiting += imports(name, only_at_import=True)
+                waiting += [name.rpartition(".")[0]] if "." in name else []
+    return seen
+
+
+def part(module: str) -> str:
+    return module.split(".")[1]
+
+
+def test_every_module_has_its_place_in_the_order() -> None:
+    assert {part(name) for name in MODULES.keys() - FACADES} == {*ORDER, "report"}
+
+
+@pytest.mark.parametrize("module", sorted(MODULES.keys() - FACADES))
+def test_imports_go_one_way(module: str) -> None:
+    if part(module) == "report":
+        allowed = {name for name in MODULES if name.startswith("fewshot.report")} | REPORT_READS
+    elif part(module) == "memory":
+        allowed = {name for name in MODULES if name.startswith("fewshot.memory")} | {"fewshot.errors"}
+    else:
+        known = ORDER[: ORDER.index(part(module)) + 1]
+        allowed = {name for name in MODULES.keys() - FACADES if part(name) in known}
+        if part(module) == "cli":
+            allowed |= {name for name in MODULES if name.startswith("fewshot.report")}
+    assert own_imports(module) <= allowed
+
+
+def test_the_memory_knows_torch_and_nothing_else() -> None:
+    for module in (name for name in MODULES if name.startswith("fewshot.memory")):
+        others = imports(module) - MODULES.keys() - sys.stdlib_module_names
+        assert others <= {"torch"}, module
+
+
+def test_reports_are_made_without_torch() -> None:
+    for module in (name for name in MODULES if name.startswith("fewshot.report")):
+        assert "torch" not in reached(module), module
+
+
+def test_the_command_line_starts_without_what_is_heavy() -> None:
+    heavy = {"torch", "torchvision", "numpy", "pandas", "matplotlib", "pydantic", "pyarrow", "scipy"}
+    for module in ("fewshot.cli", "fewshot.__main__", "fewshot"):
+        assert not reached(module) & heavy
+
+
+def test_no_modules_import_each_other() -> None:
+    graph = {name: own_imports(name, only_at_import=True) - {name} for name in MODULES}
+    TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+# --- The public surface -------------------------------------------------------------------------------------
+
+
+def test_the_public_surface_is_this() -> None:
+    assert list(fewshot.__all__) == PUBLIC
+    assert dir(fewshot) == PUBLIC
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_public_name_is_what_its_module_has(name: str) -> None:
+    value = getattr(fewshot, name)
+    home = importlib.import_module(f"fewshot.{fewshot._HOMES[name]}")
+    assert value is getattr(home, name)
+    assert value.__doc__ or typing.get_origin(value)
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    tree = ast.parse(MODULES["fewshot"].read_text(encoding="utf-8"))
+    (block,) = (node for node in tree.body if _is_type_checking(node))
+    seen = {
+        alias.asname: f"{node.module}.{alias.name}"
+        for node in ast.walk(block)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert seen == {name: f"fewshot.{home}.{name}" for name, home in fewshot._HOMES.items()}
+
+
+def test_another_name_is_no_attribute() -> None:
+    with pytest.raises(AttributeError, match="module 'fewshot' has no attribute 'learn'"):
+        _ = fewshot.learn
+
+
+# --- What is tracked ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tracked() -> list[Path]:
+    """The files that git tracks, as they are in the working tree."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip(f"not a git checkout: {listed.stderr.strip()}")
+    paths = [ROOT / name for name in listed.stdout.split("\0") if name]
+    return [path for path in paths if path.is_file()]
+
+
+def test_the_tracked_tree_is_small(tracked: list[Path]) -> None:
+    sizes = {path.relative_to(ROOT).as_posix(): path.stat().st_size for path in tracked}
+    assert [name for name, size in sizes.items() if size > 3 * MEGABYTE] == []
+    assert sum(sizes.values()) < 20 * MEGABYTE
+
+
+def test_no_tracked_text_names_a_machine(tracked: list[Path]) -> None:
+    """No home or working directory of somebody's machine, and no address of a package registry."""
+    hosts = r"pythonhosted\.org|pypi\.org|download\.pytorch\.org|/simple/"
+    places = r"(?<![\w.])/(?:home|root|Users|work|mnt)/\w"
+    named = re.compile(f"{places}|{hosts}|{re.escape(str(ROOT))}(?![\\w-])".encode())
+    for path in tracked:
+        content = path.read_bytes()
+        if b"\0" in content[:4096] or path == Path(__file__):
+            continue
+        found = named.search(content)
+        assert found is None, f"{path.relative_to(ROOT)}: {found.group() if found else b''!r}"
+
+
+# --- Suites -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.toml")), ids=lambda path: path.stem)
+def test_a_committed_suite_reads_and_its_learners_take_their_options(path: Path) -> None:
+    suite = read_suite(path)
+    assert path.read_text(encoding="utf-8").startswith("#"), "a suite begins by saying what it shows"
+    for learner in suite.learner:
+        options_of(learner_class(learner.id), learner.options)
+
+
+def test_there_are_suites() -> None:
+    assert (ROOT / "benchmarks" / "omniglot_first.toml").is_file()
