@@ -128,7 +128,7 @@ def test_imports_go_one_way(module: str) -> None:
     if part(module) == "report":
         allowed = {name for name in MODULES if name.startswith("fewshot.report")} | REPORT_READS
     elif part(module) == "memory":
-        allowed = {name for name in MODULES if name.startswith("fewshot.memory")} | {"fewshot.errors"}
+        allowed = {name for name in MODULES if name.startswith("fewshot.memory")}
     else:
         known = ORDER[: ORDER.index(part(module)) + 1]
         allowed = {name for name in MODULES.keys() - FACADES if part(name) in known}

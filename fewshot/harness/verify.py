@@ -157,8 +157,12 @@ def _recorded_learner(folder: Path, record: Record) -> Learner:
     draws = folder / "draws" / f"{path.stem}.tsv"
     if not draws.is_file():
         raise RecordError(f"{draws} is missing: it says which classes were drawn")
-    rows = [line.split("\t") for line in draws.read_text(encoding="utf-8").splitlines()]
-    if draws_digest([(side, name, int(count)) for side, name, count in rows]) != record.train_classes_digest:
+    try:
+        lines = draws.read_text(encoding="utf-8").splitlines()
+        rows = [(side, name, int(count)) for side, name, count in (line.split("\t") for line in lines)]
+    except ValueError as error:
+        raise RecordError(f"{draws} is not the log of classes that was recorded: {error}") from error
+    if draws_digest(rows) != record.train_classes_digest:
         raise RecordError(f"{draws} is not the log of classes that was recorded: its digest differs")
     if any(side == "test" for side, *_ in rows):
         raise RecordError(f"{draws} says that test classes were drawn in training")

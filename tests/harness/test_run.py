@@ -1,6 +1,7 @@
 """Suites on a small image folder: only what is missing is made, and what cannot work is refused first."""
 
 import json
+import re
 import shutil
 import tomllib
 from pathlib import Path
@@ -9,10 +10,13 @@ from typing import Any
 import pytest
 
 from fewshot.errors import DataError, EpisodeError, FewshotError, LearnerError, RecordError, SplitError
+from fewshot.harness import job as one_job
 from fewshot.harness import run as running
 from fewshot.harness.config import Suite, parse_suite, read_suite
+from fewshot.harness.job import Update
+from fewshot.harness.plan import Job, load_split, training_key
 from fewshot.harness.record import RECORDS_FILE, Record, read_answers, read_records
-from fewshot.harness.run import Job, Update, run_suite, train_learner, training_key
+from fewshot.harness.run import run_suite, train_learner
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -54,15 +58,15 @@ def results(tiny_results: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The ids of the learners that are trained while the test runs."""
+    """The names of the jobs that make a checkpoint while the test runs."""
     ids: list[str] = []
-    train = running._train
+    make = one_job.make_checkpoint
 
     def counted(job: Job, *rest: Any) -> None:
         ids.append(job.name)
-        train(job, *rest)
+        make(job, *rest)
 
-    monkeypatch.setattr(running, "_train", counted)
+    monkeypatch.setattr(one_job, "make_checkpoint", counted)
     return ids
 
 
@@ -95,7 +99,7 @@ def test_a_suite_has_a_record_for_each_learner_seed_and_test(suite: Suite, tiny_
     for record in records:
         assert (record.suite, record.dataset, record.split, record.side) == (
             "tiny",
-            suite.data.dataset,
+            "patterns",
             "folders",
             "test",
         )
@@ -107,18 +111,17 @@ def test_a_suite_has_a_record_for_each_learner_seed_and_test(suite: Suite, tiny_
         untrained = record.learner == "nearest_neighbour"
         assert (record.train_dataset is None, record.selection is None) == (untrained, untrained)
         if not untrained:
-            assert record.train_steps in (3, 6)
-            assert record.train_episodes == 2 * record.train_steps
+            assert (record.train_steps, record.train_episodes) == (6, 12)
             assert record.selection is not None
-            assert record.selection.startswith(
-                "best of every 3 steps by the accuracy of 10 episodes over validation"
+            assert re.match(
+                r"weights of step [36], the best of every 3 by the accuracy of 10 ", record.selection
             )
 
 
 def test_curves_and_draws_lie_beside_the_records(tiny_results: Path) -> None:
     stems = {"prototypical-0", "lstm-0", "lstm-1"}
     assert {path.stem for path in (tiny_results / "curves").iterdir()} == stems
-    assert {path.stem for path in (tiny_results / "draws").iterdir()} == stems
+    assert {path.stem for path in (tiny_results / "draws").iterdir()} == stems | {"nearest_neighbour-0"}
     curve = (tiny_results / "curves" / "lstm-1.csv").read_text().splitlines()
     assert curve[0] == "learner,train_seed,step,episodes,seconds,loss,val_accuracy"
     assert [line.split(",")[:4] for line in curve[1:]] == [["lstm", "1", "3", "6"], ["lstm", "1", "6", "12"]]
@@ -199,7 +202,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_records(
     assert list((own_cache / "runs").iterdir()) == []  # states of finished runs are deleted
 
 
-def test_changed_training_makes_new_records_beside_the_old(
+def test_records_of_changed_training_take_the_place_of_the_old(
     tiny_suite: Path, results: Path, trained: list[str]
 ) -> None:
     content = tomllib.loads(tiny_suite.read_text(encoding="utf-8"))
@@ -207,7 +210,9 @@ def test_changed_training_makes_new_records_beside_the_old(
     made = run_suite(suite, results, jobs=1, only=("prototypical",))
     assert trained == ["prototypical"]
     assert len(made) == 3
-    assert len(read_records(results)) == 15
+    records = read_records(results)
+    assert len(records) == 12
+    assert {r.key for r in records if r.learner == "prototypical"} == {r.key for r in made}
 
 
 def test_fresh_forgets_records_and_weights(suite: Suite, results: Path, trained: list[str]) -> None:
@@ -217,6 +222,16 @@ def test_fresh_forgets_records_and_weights(suite: Suite, results: Path, trained:
     assert trained == JOBS
     assert figures(made) == before
     assert (results / "notes.txt").read_text() == "mine"
+
+
+def test_fresh_forgets_only_the_learners_to_run(suite: Suite, results: Path, trained: list[str]) -> None:
+    before = read_records(results)
+    made = run_suite(suite, results, jobs=1, fresh=True, only=("lstm",))
+    assert trained == ["lstm seed 0", "lstm seed 1"]
+    assert {record.learner for record in made} == {"lstm"}
+    assert figures(read_records(results)) == figures(before)
+    kept = [record for record in read_records(results) if record.learner != "lstm"]
+    assert kept == [record for record in before if record.learner != "lstm"]
 
 
 def test_only_runs_the_learners_named(suite: Suite, tmp_path: Path) -> None:
@@ -266,7 +281,7 @@ def test_training_on_other_data_is_recorded(tiny_suite: Path, image_folder: Path
     other = shutil.copytree(image_folder, tmp_path / "other")
     suite = changed(tiny_suite, train_data={"dataset": str(other), "split": "folders"})
     made = run_suite(suite, tmp_path / "transfer", jobs=1, only=("prototypical",))
-    assert {(r.dataset, r.train_dataset) for r in made} == {(str(image_folder), str(other))}
+    assert {(r.dataset, r.train_dataset) for r in made} == {("patterns", "other")}
 
 
 # --- What cannot work is refused before anything long -------------------------------------------------------
@@ -278,7 +293,7 @@ def nothing_long(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("something long was started")
 
     monkeypatch.setattr(running, "run_job", never)
-    monkeypatch.setattr(running, "_run_side_by_side", never)
+    monkeypatch.setattr(running, "run_side_by_side", never)
 
 
 def refusal(suite: Suite, folder: Path, kind: type[FewshotError]) -> str:
@@ -359,7 +374,17 @@ def test_a_learner_that_cannot_work_is_refused(
 def test_a_test_that_cannot_be_drawn_is_refused(
     tiny_suite: Path, tmp_path: Path, test: dict[str, Any], says: str
 ) -> None:
-    assert says in refusal(changed(tiny_suite, test=[test]), tmp_path / "results", EpisodeError)
+    suite = changed(tiny_suite, test=[test], learner=[{"id": "nearest_neighbour"}])
+    assert says in refusal(suite, tmp_path / "results", EpisodeError)
+
+
+@pytest.mark.usefixtures("nothing_long")
+def test_a_learner_without_a_test_of_its_way_is_refused(tiny_suite: Path, tmp_path: Path) -> None:
+    suite = changed(tiny_suite, test=[{"protocol": "kshot", "way": 4, "query": 2}])
+    text = refusal(suite, tmp_path / "results", RecordError)
+    assert text.startswith(
+        "suite tiny has no test for 'lstm', which answers only the way it is trained for, 3"
+    )
 
 
 @pytest.mark.usefixtures("nothing_long")
@@ -386,7 +411,7 @@ def test_training_images_of_another_shape_are_refused(
 
 def test_a_key_is_a_key_of_what_has_a_meaning(suite: Suite, tiny_suite: Path, tmp_path: Path) -> None:
     """The same meaning has the same key wherever and on however many threads it is made."""
-    split = running._load(suite.data, None)
+    split = load_split(suite.data, None)
 
     def key(of: Suite, learner: int = 0, seed: int = 0, **where: Any) -> str:
         place = {"folder": tmp_path, "root": None, "device": "cpu", "threads": 1, "known": frozenset()}

@@ -18,6 +18,7 @@ from fewshot.errors import EpisodeError, LearnerError
 from fewshot.harness import train as training
 from fewshot.harness.config import TrainSettings
 from fewshot.harness.train import (
+    CALIBRATION_EPISODES,
     Progress,
     TrainLog,
     calibrate,
@@ -209,9 +210,9 @@ def test_the_weights_of_the_best_look_at_validation_are_kept(
     assert (log.best_step, log.best_accuracy) == (2 * (best + 1), accuracies[best])
     assert [row[4] for row in log.curve] == accuracies
     assert not learner.training
-    state = learner.state_dict()
-    assert all(torch.equal(state[name], value) for name, value in looks[best].items())
-    assert not all(torch.equal(state[name], value) for name, value in looks[best - 1].items())
+    kept = {name: value.clone() for name, value in learner.state_dict().items() if name != "new_score"}
+    assert all(torch.equal(value, looks[best][name]) for name, value in kept.items())
+    assert not all(torch.equal(value, looks[best - 1][name]) for name, value in kept.items())
 
 
 @pytest.mark.parametrize("rotations", [True, False])
@@ -219,10 +220,10 @@ def test_training_draws_train_and_validation_classes_and_logs_each(split: Split,
     without_test = dataclasses.replace(split, test=None)  # type: ignore[arg-type]
     chosen = settings(rotations=rotations)
     log = train(fresh("prototypical"), without_test, chosen)
-    calibrate(fresh("prototypical"), without_test, chosen)
     rows = draw_rows(log, without_test, chosen)
     drawn = {side: sum(count for row_side, _, count in rows if row_side == side) for side in ("train", "val")}
-    assert drawn == {"train": STEPS * 2 * 3, "val": STEPS // 4 * 6 * 3}
+    calibrated = CALIBRATION_EPISODES * len(split.val)  # of a way of at most five classes
+    assert drawn == {"train": STEPS * 2 * 3, "val": STEPS // 4 * 6 * 3 + calibrated}
     assert all(name.partition("/")[0] == side for side, name, _ in rows)
     assert any("@" in name for _, name, _ in rows) is rotations
     assert len({(side, name) for side, name, _ in rows}) == len(rows)
@@ -285,8 +286,27 @@ def test_the_learning_rate_is_a_function_of_the_step() -> None:
 
 def test_calibration_sets_the_new_score_from_validation_streams(split: Split) -> None:
     learner = build_learner("nearest_neighbour", (1, 12, 12), 3)
-    calibrate(learner, split, settings())
+    without_others = dataclasses.replace(split, train=None, test=None)  # type: ignore[arg-type]
+    calibrate(learner, without_others)
     first = float(learner.new_score)
     assert first < 0
-    calibrate(learner, split, settings())
+    log = TrainLog()
+    calibrate(learner, without_others, log)
     assert float(learner.new_score) == first
+    assert {side: int(counts.sum()) for side, counts in log.draws.items()} == {
+        "val": CALIBRATION_EPISODES * 4
+    }
+
+
+def test_training_ends_with_calibration(split: Split) -> None:
+    learner = fresh("prototypical")
+    train(learner, split, settings(steps=1))
+    trained = float(learner.new_score)
+    assert trained != float(fresh("prototypical").new_score)
+    calibrate(learner, split)
+    assert float(learner.new_score) == trained
+
+
+def test_there_must_be_something_to_train(split: Split) -> None:
+    with pytest.raises(LearnerError, match=r"^NearestNeighbour has nothing to train: use fewshot.calibrate$"):
+        train(build_learner("nearest_neighbour", (1, 12, 12), 3), split, settings())

@@ -8,16 +8,32 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from PIL import Image
 
+from fewshot.data.catalogue import load_dataset
 from fewshot.episodes.protocol import KShot, Stream
 from fewshot.errors import DataError, RecordError
 from fewshot.harness import verify as verifying
-from fewshot.harness.record import RECORDS_FILE, Record, read_answers, read_records, write_answers
+from fewshot.harness.checkpoint import checkpoint_facts, load_learner, save_learner
+from fewshot.harness.record import (
+    RECORDS_FILE,
+    Record,
+    answer_columns,
+    read_answers,
+    read_records,
+    write_answers,
+)
+from fewshot.harness.statistics import summarise
+from fewshot.harness.train import draws_digest
 from fewshot.harness.verify import Verdict, protocol_of, verify_record, verify_records
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+
+@pytest.fixture(autouse=True)
+def data(own_cache: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The data directory: records name the image folder, not its place."""
+    monkeypatch.setenv("FEWSHOT_DATA", str(image_folder.parent))
 
 
 @pytest.fixture
@@ -82,7 +98,51 @@ def test_a_changed_accuracy_of_one_presentation_is_noticed(results: Path) -> Non
     number = number_of(results, "lstm", "stream")
     by_instance = read_records(results)[number].accuracy_by_instance
     change(results, number, accuracy_by_instance=by_instance | {2: by_instance[2] / 2})
-    assert problem(results, number) == "the recorded accuracy is not that of the recorded answers"
+    assert problem(results, number) == "the recorded accuracy_by_instance is not that of the recorded answers"
+
+
+@pytest.mark.parametrize("field", ["ci95", "ci95_classes"])
+def test_a_changed_interval_is_noticed(results: Path, field: str) -> None:
+    number = number_of(results, "nearest_neighbour", "kshot")
+    change(results, number, **{field: 0.0001})
+    assert problem(results, number) == f"the recorded {field} is not that of the recorded answers"
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        ("train\tsomething\t3\n", "is not the log of classes that was recorded"),
+        ("no log\n", "is not the log of classes that was recorded"),
+        ("", "is not the log of classes that was recorded"),
+        (None, "is missing: it says which classes were drawn"),
+    ],
+)
+def test_a_changed_log_of_the_classes_drawn_is_noticed(results: Path, damage: str | None, says: str) -> None:
+    path = results / "draws" / "prototypical-0.tsv"
+    if damage is None:
+        path.unlink()
+    else:
+        path.write_text(damage)
+    verdicts = list(verify_records(results, jobs=1))
+    for verdict in verdicts:
+        assert (says in str(verdict.problem)) == (verdict.record.learner == "prototypical")
+
+
+def test_a_log_that_says_test_classes_were_drawn_is_noticed(results: Path) -> None:
+    """Even where the record and the checkpoint were made with it."""
+    rows = [("train", "train/00", 3), ("test", "test/00", 1)]
+    (results / "draws" / "nearest_neighbour-0.tsv").write_text(
+        "".join(f"{s}\t{n}\t{c}\n" for s, n, c in rows)
+    )
+    number = number_of(results, "nearest_neighbour", "kshot")
+    record = read_records(results)[number]
+    path = results / str(record.checkpoint)
+    facts = checkpoint_facts(path)
+    training = json.loads(facts["training"]) | {"train_classes_digest": draws_digest(rows)}
+    digest = save_learner(load_learner(path), path, record.learner, {}, training=json.dumps(training))
+    change(results, number, checkpoint_sha256=digest, train_classes_digest=draws_digest(rows))
+    verdict = verify_record(results, read_records(results)[number], None, full=False)
+    assert str(verdict.problem).endswith("says that test classes were drawn in training")
 
 
 def with_changed_answers(folder: Path, number: int, rows: int) -> str:
@@ -96,8 +156,9 @@ def with_changed_answers(folder: Path, number: int, rows: int) -> str:
         columns["answers"][row] = answers
         columns["correct"][row] = sum(answer == columns["label"][row] for answer in answers)
     digest = write_answers(folder / record.answers, pa.Table.from_pydict(columns, schema=table.schema))
-    accuracy = float(np.sum(columns["correct"]) / np.sum(columns["count"]))
-    change(folder, number, accuracy=accuracy)
+    parents = load_dataset(record.dataset).split(record.split).test.class_index.numpy()
+    summary = summarise(**answer_columns(read_answers(folder / record.answers), parents))
+    change(folder, number, **vars(summary))
     return digest
 
 
@@ -122,7 +183,7 @@ def test_answers_beyond_the_first_episodes_are_noticed_in_full(
     monkeypatch.setattr(verifying, "QUICK_EPISODES", 1)
     number = number_of(results, "nearest_neighbour", "kshot")
     record = read_records(results)[number]
-    rows = read_answers(results / str(record.answers)).filter(pa.compute.field("episode") == 0).num_rows
+    rows = read_answers(results / str(record.answers)).filter(pc.field("episode") == 0).num_rows
     change(results, number, answers_sha256=with_changed_answers(results, number, rows=rows + 3))
     assert "only " in problem(results, number, full=True)
 
@@ -170,6 +231,10 @@ def test_a_checkpoint_put_in_place_of_another_is_noticed(results: Path) -> None:
         ({"episode_seed": 1}, "the episodes are not those recorded"),
         ({"query": 3}, "the episodes are not those recorded"),
         ({"episodes": 29}, "the episodes are not those recorded"),
+        ({"transductive": True}, "the record says transductive True, the checkpoint False"),
+        ({"backbone": "Conv4"}, "the record says backbone 'Conv4', the checkpoint None"),
+        ({"train_steps": 9}, "the record says train_steps 9, the checkpoint None"),
+        ({"train_classes_digest": "0" * 64}, "the record says train_classes_digest '000"),
         ({"checkpoint": None}, "the record names no checkpoint"),
         ({"answers": None}, "the record names no answers"),
         ({"learner": "prototypical"}, "holds 'nearest_neighbour', not 'prototypical'"),
