@@ -1,0 +1,149 @@
+"""The README is true: its snippets run and print what it shows, its commands and links exist.
+
+A block of Python after the line `<!-- test -->` is run, all of them in one namespace and one folder; after
+`<!-- test: name.py -->` it is written to that file. A block without a language after a block that is run is
+its output: the same words, with whatever numbers.
+"""
+
+import contextlib
+import io
+import os
+import re
+import shlex
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import typer
+
+from fewshot.cli import app
+from fewshot.harness.config import parse_suite
+from fewshot.learners.registry import learner_class, options_of
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+class Block(NamedTuple):
+    """file: where the block is to be written; run: whether it is marked to be run; output: what it prints."""
+
+    language: str
+    text: str
+    run: bool
+    file: str
+    output: str | None
+
+
+def blocks() -> list[Block]:
+    pattern = re.compile(
+        r"(?P<mark><!-- test(?:: (?P<file>\S+))? -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$",
+        re.DOTALL | re.MULTILINE,
+    )
+    found = list(pattern.finditer(README))
+    made = []
+    for block, after in zip(found, [*found[1:], None], strict=True):
+        follows = after and not after["language"] and not README[block.end() : after.start()].strip()
+        output = after["text"] if after and follows else None
+        made.append(Block(block["language"], block["text"], bool(block["mark"]), block["file"] or "", output))
+    return made
+
+
+def without_numbers(text: str) -> str:
+    return re.sub(r"\d[\d,]*(\.\d+)?", "#", text)
+
+
+def test_the_marked_snippets_run_and_print_what_is_shown(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marked = [block for block in blocks() if block.run]
+    assert [block for block in marked if block.language == "python" and not block.file], (
+        "README.md has no block of Python that is marked <!-- test -->"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(sys.modules)
+    namespace: dict[str, Any] = {"__name__": "readme"}
+    try:
+        for block in marked:
+            if block.file:
+                (tmp_path / block.file).write_text(block.text, encoding="utf-8")
+                continue
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed):
+                if block.language == "toml":
+                    _check_learners(block.text)
+                else:
+                    exec(compile(block.text, "README.md", "exec"), namespace)
+            if block.output is not None:
+                assert without_numbers(printed.getvalue()) == without_numbers(block.output)
+    finally:
+        for name in {block.file.removesuffix(".py") for block in marked} & (set(sys.modules) - before):
+            del sys.modules[name]
+
+
+def _check_learners(text: str) -> None:
+    """Part of a suite: its learners are there and take their options."""
+    suite = parse_suite(
+        {
+            "title": "README",
+            "data": {"dataset": "glyphs", "split": "default"},
+            "test": [{"protocol": "kshot"}],
+            "learner": [{"id": "prototypical"}],
+        }
+        | tomllib.loads(text),
+        "readme",
+        "README.md",
+    )
+    for learner in suite.learner:
+        options_of(learner_class(learner.id), learner.options)
+
+
+def shown_commands() -> list[list[str]]:
+    lines = [line for block in blocks() if block.language == "console" for line in block.text.splitlines()]
+    return [shlex.split(line.removeprefix("$ "), comments=True) for line in lines if line.startswith("$ ")]
+
+
+def disarmed_command() -> Any:
+    """The `fewshot` command, which parses as ever and then does nothing."""
+    command = typer.main.get_command(app)
+    waiting: list[Any] = [command]
+    while waiting:
+        current = waiting.pop()
+        below = list(getattr(current, "commands", {}).values())
+        waiting += below
+        if not below:
+            current.callback = lambda **_: None
+    return command
+
+
+@pytest.mark.parametrize("command", shown_commands(), ids=" ".join)
+def test_a_command_that_is_shown_exists(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    program, *arguments = command
+    if program == "make":
+        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+        for target in arguments:
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"make has no target {target}"
+        return
+    if program != "fewshot":
+        return
+    disarmed_command().main(arguments, standalone_mode=False)  # raises for what does not parse
+    for argument in arguments:
+        if argument.startswith(("benchmarks/", "results/")) and not argument.startswith("results/demo"):
+            assert (ROOT / argument).exists(), f"{argument} is not there"
+
+
+def test_a_command_that_does_not_exist_would_be_noticed() -> None:
+    for arguments in (["data", "got"], ["run", "x.toml", "--fersh"], ["verify"]):
+        with pytest.raises(Exception, match=r"No such|Missing"):
+            disarmed_command().main(arguments, standalone_mode=False)
+
+
+LINKS = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", README)
+
+
+@pytest.mark.parametrize("link", [link for link in LINKS if "://" not in link])
+def test_a_link_leads_somewhere(link: str) -> None:
+    assert os.path.lexists(ROOT / link)
