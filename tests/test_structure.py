@@ -14,7 +14,9 @@ import pytest
 
 import fewshot
 from fewshot.harness.config import read_suite
+from fewshot.harness.record import read_records
 from fewshot.learners.registry import learner_class, options_of
+from fewshot.report.table import render
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fewshot"
@@ -237,3 +239,13 @@ def test_a_committed_suite_reads_and_its_learners_take_their_options(path: Path)
 
 def test_there_are_suites() -> None:
     assert (ROOT / "benchmarks" / "omniglot_first.toml").is_file()
+
+
+RECORDED = sorted(path.parent for path in ROOT.glob("results/*/records.jsonl"))
+
+
+@pytest.mark.parametrize("folder", RECORDED, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("format", ["md", "csv"])
+def test_recorded_tables_are_those_of_the_records(folder: Path, format: str) -> None:
+    written = (folder / f"table.{format}").read_text(encoding="utf-8")
+    assert written == render(read_records(folder), format), "`fewshot run` of the suite writes them again"
