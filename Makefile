@@ -10,7 +10,7 @@ DEV_STAMP := .venv/installed-dev
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 10
 
-demo: $(USER_STAMP)  ## train and compare on the embedded glyphs, both protocols: no download, 8 minutes on two cores
+demo: $(USER_STAMP)  ## train and compare on the embedded glyphs, both protocols: no download, 4 minutes on two cores
 	$(BIN)/fewshot run benchmarks/quickstart.toml --out results/demo --fresh
 
 test: $(DEV_STAMP)  ## run all tests (those on real images need FEWSHOT_DATA)

@@ -44,6 +44,9 @@ LengthOption = Annotated[int, typer.Option(help="Images per episode (stream).")]
 CountsOption = Annotated[Counts, typer.Option(help="How often each class comes (stream).")]
 GroupOption = Annotated[bool, typer.Option("--within-group", help="All classes from one alphabet.")]
 SplitOption = Annotated[str | None, typer.Option(help="Class split; the data set's first by default.")]
+LearnerOption = Annotated[
+    list[str] | None, typer.Option(help="A learner's option as name=value (TOML), repeatable.")
+]
 DeviceOption = Annotated[
     Literal["cpu", "cuda"] | None, typer.Option(help="The GPU where there is one, by default.")
 ]
@@ -83,9 +86,7 @@ def train(
     steps: Annotated[int, typer.Option(help="Optimiser updates.")] = 2000,
     batch: Annotated[int, typer.Option(help="Episodes per update.")] = 16,
     learning_rate: Annotated[float, typer.Option(help="Adam's, falling as a cosine.")] = 1e-3,
-    option: Annotated[
-        list[str] | None, typer.Option(help="A learner's option as name=value (TOML), repeatable.")
-    ] = None,
+    option: LearnerOption = None,
     train_seed: Annotated[int, typer.Option(help="Seed of weights and training episodes.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="Threads; figures repeat at the same number.")] = 1,
     device: DeviceOption = None,
@@ -130,6 +131,7 @@ def train(
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A .safetensors file of `fewshot train` or `run`.")],
     learner: Annotated[str | None, typer.Option(help="Refuse a checkpoint of any other learner.")] = None,
+    option: LearnerOption = None,
     dataset: Annotated[str | None, typer.Option(help="Data set; that of the training by default.")] = None,
     split: SplitOption = None,
     side: Annotated[Side, typer.Option(help="Side of the split.")] = "test",
@@ -160,7 +162,7 @@ def evaluate(
     from fewshot.harness import evaluate as measuring
     from fewshot.harness.checkpoint import checkpoint_facts, load_learner
 
-    loaded = load_learner(checkpoint, learner)
+    loaded = load_learner(checkpoint, learner, _options(option or []))
     training = json.loads(checkpoint_facts(checkpoint).get("training", "{}"))
     name = dataset or training.get("train_dataset") or "glyphs"
     image_set = load_dataset(name, data, loaded.image_shape[-1])

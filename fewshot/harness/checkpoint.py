@@ -7,6 +7,7 @@ scores) stay float32: they cost nothing and their range may not fit.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,14 @@ def save_learner(learner: Learner, path: Path, name: str, options: dict[str, Any
     return hashlib.sha256(content).hexdigest()
 
 
-def load_learner(path: Path | str, expect: str | None = None) -> Learner:
+def load_learner(
+    path: Path | str, expect: str | None = None, options: Mapping[str, Any] | None = None
+) -> Learner:
     """The learner of a checkpoint, in evaluation mode.
 
-    expect: the learner id that the caller needs; LearnerError where the file holds another, is damaged or was
-    written by another version of the method.
+    expect: the learner id that the caller needs. options: in place of those it was trained with, for what
+    concerns answering alone (how many inner steps MAML takes, say). LearnerError where the file holds
+    another learner, is damaged, was written by another version of the method, or does not fit the options.
     """
     path = Path(path)
     metadata, tensors = _read(path)
@@ -61,11 +65,11 @@ def load_learner(path: Path | str, expect: str | None = None) -> Learner:
             "train it again"
         )
     try:
-        image_shape, options = (json.loads(metadata[key]) for key in ("image_shape", "options"))
+        image_shape, trained = (json.loads(metadata[key]) for key in ("image_shape", "options"))
         way = int(metadata["way"])
     except ValueError as error:
         raise LearnerError(f"{path} is damaged: its metadata does not read ({error}); {REMEDY}") from None
-    learner = build_learner(name, tuple(image_shape), way, options)
+    learner = build_learner(name, tuple(image_shape), way, trained | dict(options or {}))
     try:
         learner.load_state_dict(
             {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
