@@ -1,10 +1,9 @@
-"""Accuracies and what they are uncertain about: episodes, test classes, training seeds.
+"""Accuracies and what they are uncertain about: episodes and test classes.
 
-The three intervals answer three questions and are never mixed (design decision 8):
+The intervals answer different questions and are never mixed (design decision 8):
 
 - over episodes: other episodes of the *same* test classes and the same weights; what papers print.
 - over test classes: other *classes* (and episodes) drawn from where the test classes came from.
-- over training seeds: the method trained again.
 
 All are 95 % intervals, given as half widths in the unit of the accuracy (a fraction), and None where fewer
 than two of what they vary over exist. An accuracy is correct answers over answers given, so that every
@@ -12,7 +11,6 @@ answer weighs the same; where all episodes ask equally many questions, as in K-s
 it is the mean of the per-episode accuracies.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -78,16 +76,6 @@ def summarise(
             k: resampling.half_width(correct * rows[k], count * rows[k]) for k in asked
         },
     )
-
-
-def mean_interval(values: Sequence[float] | NDArray[np.floating[Any]]) -> Estimate:
-    """Mean and Student's t interval (n - 1 degrees of freedom) of independent values.
-
-    Over the accuracies of several training seeds it says what training again would give; two seeds are the
-    least, and with n that small it rests on the values being roughly normal.
-    """
-    array = np.asarray(values, dtype=np.float64)
-    return Estimate(float(array.mean()), _t_half_width(array))
 
 
 def over_episodes(episode: Column, correct: Column, count: Column) -> Estimate:

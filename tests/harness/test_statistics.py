@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import t as student_t
 
-from fewshot.harness.statistics import mean_interval, over_classes, over_episodes, summarise
+from fewshot.harness.statistics import over_classes, over_episodes, summarise
 
 
 def crossed(accuracy, random):
@@ -16,15 +16,7 @@ def crossed(accuracy, random):
     return episode, class_id, correct, np.ones_like(correct)
 
 
-def test_mean_interval_of_known_values():
-    # Mean 3, standard deviation sqrt(2.5), t quantile of 4 degrees of freedom 2.7764.
-    mean, half_width = mean_interval([1.0, 2.0, 3.0, 4.0, 5.0])
-    assert mean == 3
-    assert half_width == pytest.approx(2.7764451 * np.sqrt(2.5 / 5), rel=1e-7)
-
-
 def test_one_value_has_no_interval():
-    assert mean_interval([0.7]) == (0.7, None)
     assert over_episodes(np.array([3, 3]), np.array([1, 0]), np.array([1, 1])) == (0.5, None)
     assert over_classes(np.arange(9), np.zeros(9, int), np.ones(9, int), np.ones(9, int)) is None
 
