@@ -19,6 +19,7 @@ from fewshot.data.splits import split_classes
 from fewshot.episodes.protocol import Stream, bounds
 from fewshot.episodes.sampler import SAMPLER_VERSION, EpisodeSampler
 from fewshot.errors import FewshotError, LearnerError, RecordError
+from fewshot.harness.checkpoint import file_sha256, load_learner
 from fewshot.harness.config import DataSettings, KShotSettings, LearnerSettings, Suite, Test
 from fewshot.harness.record import record_key
 from fewshot.harness.train import TRAINING_VERSION, training_pools, validation_protocol
@@ -112,6 +113,7 @@ def training_key(job: Job, split: Split) -> str:
             "train": job.learner.train.model_dump(mode="json") if kind.trainable else None,
             "train_seed": job.train_seed if kind.trainable else None,
         }
+        | ({"weights": file_sha256(job.learner.weights)} if job.learner.weights else {})
     )
 
 
@@ -182,6 +184,11 @@ def check_suite(suite: Suite, chosen: list[LearnerSettings], training: Split, te
 
 def check_learner_settings(settings: LearnerSettings, split: Split) -> None:
     """Raise unless the learner can be built, and answers a training and a validation episode."""
+    if settings.weights:
+        loaded = load_learner(settings.weights, options=settings.options)
+        if type(loaded) is not learner_class(settings.id):
+            raise LearnerError(f"{settings.weights} holds no {settings.id!r} but a {type(loaded).__name__}")
+        return
     learner = fresh_learner(settings, 0, split)
     if not learner.trainable:
         return

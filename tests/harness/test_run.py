@@ -17,6 +17,7 @@ from fewshot.harness.job import Update
 from fewshot.harness.plan import Job, load_split, training_key
 from fewshot.harness.record import RECORDS_FILE, Record, read_answers, read_records
 from fewshot.harness.run import run_suite, train_learner
+from fewshot.harness.verify import verify_records
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -424,3 +425,24 @@ def test_a_key_is_a_key_of_what_has_a_meaning(suite: Suite, tiny_suite: Path, tm
     content["learner"][0]["options"]["widths"] = [4, 5]
     keys = {key(suite), key(suite, seed=1), key(suite, learner=1), key(parse_suite(content, "tiny", ""))}
     assert len(keys) == 4
+
+
+def test_weights_of_another_checkpoint_answer_under_their_own_name(
+    tiny_suite: Path, tiny_results: Path, image_folder: Path, tmp_path: Path, trained: list[str]
+) -> None:
+    weights = tiny_results / "checkpoints" / "prototypical-0.safetensors"
+    adopting = changed(tiny_suite, learner=[{"id": "prototypical:adopted", "weights": str(weights)}])
+    made = {record.key: record for record in run_suite(adopting, tmp_path / "adopted", jobs=1)}
+    assert trained == []
+    original = [record for record in read_records(tiny_results) if record.learner == "prototypical"]
+    facts = ("accuracy", "ci95", "episodes_digest", "train_steps", "train_classes_digest", "selection")
+    assert [[getattr(record, fact) for fact in facts] for record in made.values()] == [
+        [getattr(record, fact) for fact in facts] for record in original
+    ]
+    assert not made.keys() & {record.key for record in original}
+    assert all(record.config["weights"] == str(weights) for record in made.values())
+    verdicts = verify_records(tmp_path / "adopted", root=image_folder.parent, jobs=1)
+    assert [verdict.problem for verdict in verdicts] == [None] * len(made)
+    wrong = changed(tiny_suite, learner=[{"id": "lstm", "weights": str(weights)}])
+    with pytest.raises(LearnerError, match="holds no 'lstm' but a Prototypical"):
+        run_suite(wrong, tmp_path / "wrong", jobs=1)
