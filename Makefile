@@ -25,7 +25,7 @@ data: $(USER_STAMP)  ## download Omniglot into the data directory, after saying 
 	$(BIN)/fewshot data get omniglot
 
 results: $(USER_STAMP)  ## make what is missing of the recorded results (hours), then verify them
-	for suite in quickstart omniglot_first glyphs_to_omniglot; do \
+	for suite in quickstart omniglot_first omniglot_inductive glyphs_to_omniglot; do \
 		$(BIN)/fewshot run benchmarks/$$suite.toml && $(BIN)/fewshot verify results/$$suite || exit; done
 
 bench: $(USER_STAMP)  ## measure speed against its limit, in one run
