@@ -43,7 +43,7 @@ QueryOption = Annotated[int, typer.Option(help="Query images per class (kshot)."
 LengthOption = Annotated[int, typer.Option(help="Images per episode (stream).")]
 CountsOption = Annotated[Counts, typer.Option(help="How often each class comes (stream).")]
 GroupOption = Annotated[bool, typer.Option("--within-group", help="All classes from one alphabet.")]
-SplitOption = Annotated[str | None, typer.Option(help="Class split; the data set's first by default.")]
+SplitOption = Annotated[str | None, typer.Option(help="Class split; the first of `data list` by default.")]
 LearnerOption = Annotated[
     list[str] | None, typer.Option(help="A learner's option as name=value (TOML), repeatable.")
 ]
@@ -75,7 +75,7 @@ def train(
         str, typer.Option(help="Data set, or the path of a folder of class folders.")
     ] = "glyphs",
     split: SplitOption = None,
-    image_size: Annotated[int | None, typer.Option(help="Pixels of a side.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Pixels of a side; the usual ones.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint.")] = Path("results/mine"),
     protocol: ProtocolOption = "kshot",
     way: WayOption = 5,
@@ -172,7 +172,7 @@ def evaluate(
             f"{image_set.image_shape}: choose another data set, or train on this one"
         )
     known = training.get("train_split") if name == training.get("train_dataset") else None
-    pool: ClassPool = image_set.split(split or known or _first_split(image_set)).side(side)
+    pool: ClassPool = image_set.split(split or known or _usual_split(image_set)).side(side)
     pool = pool.with_rotations() if rotated else pool
     source: EpisodeSource
     if episode_file:
@@ -344,7 +344,7 @@ def data_show(
     from fewshot.report.figure import save
 
     image_set = load_dataset(name, data, image_size)
-    pool = image_set.split(split or _first_split(image_set)).side(side)
+    pool = image_set.split(split or _usual_split(image_set)).side(side)
     pool = pool.with_rotations() if rotated else pool
     wanted = _protocol(protocol, way, shot, query, length, counts, within_group)
     figure = _episode_figure(EpisodeSampler(pool, wanted, episode_seed), episode)
@@ -397,15 +397,18 @@ def _data_settings(dataset: str, split: str | None, size: int | None, data: Path
 
     if size is None and dataset in DATASETS:
         size = DATASETS[dataset].usual_size
-    chosen = split or _first_split(load_dataset(dataset, data, size))
+    chosen = split or _usual_split(load_dataset(dataset, data, size))
     settings = {"dataset": dataset, "split": chosen, "image_size": size}
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def _first_split(image_set: Any) -> str:
+def _usual_split(image_set: Any) -> str:
+    from fewshot.data.catalogue import DATASETS
     from fewshot.data.splits import split_names
     from fewshot.errors import SplitError
 
+    if image_set.name in DATASETS:
+        return DATASETS[image_set.name].splits[0]
     names = split_names(image_set)
     if not names:
         raise SplitError(f"{image_set.name} has no named split: put its classes into train/, val/ and test/")

@@ -8,7 +8,6 @@ from fewshot.data import mini_imagenet, omniglot
 from fewshot.data.image_folder import load_image_folder
 from fewshot.data.image_set import ImageSet
 from fewshot.data.locations import data_root
-from fewshot.data.splits import listed_splits
 from fewshot.errors import DataError, unknown
 
 
@@ -17,6 +16,7 @@ class Dataset:
     """What is known of a named data set before any of it is read.
 
     usual_size: pixels of a side at which the field reports results.
+    splits: the names of its class splits, the usual one first.
     size: of its files.
     find: the files and folders that hold it below a data directory; DataError if they are not there.
     load: the image set, from a data directory, at an image size, rebuilt even if it is cached.
@@ -74,7 +74,7 @@ DATASETS = {
             licence=omniglot.LICENCE,
             size="16 MB",
             usual_size=28,
-            splits=listed_splits(omniglot.NAME),
+            splits=("vinyals", "santoro", "lake"),
             how_to_get="`fewshot data get omniglot`",
             find=omniglot.find_parts,
             load=omniglot.load_omniglot,
@@ -87,7 +87,7 @@ DATASETS = {
             licence=mini_imagenet.LICENCE,
             size="0.1 to 1.3 GB, as it is encoded",
             usual_size=84,
-            splits=listed_splits(mini_imagenet.NAME),
+            splits=("ravi",),
             how_to_get=mini_imagenet.HOW_TO_GET,
             find=lambda root: mini_imagenet.find_copy(root).files,
             load=mini_imagenet.load_mini_imagenet,

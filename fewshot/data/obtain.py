@@ -58,6 +58,8 @@ def get_dataset(
         say(f"already in {directory}: nothing is fetched")
     elif source_path is not None:
         source = source_path.expanduser()
+        if not source.exists():
+            raise DataError(f"--from {source_path}: there is no such file or folder; give one that exists")
         _take(name, source if source.is_dir() else source.parent, directory / name, say)
     elif name in DOWNLOADS:
         for address, md5 in DOWNLOADS[name].items():
