@@ -187,7 +187,7 @@ def check_writable(folder: Path) -> None:
     Raises RecordError where that fails.
     """
     if folder.exists() and not folder.is_dir():
-        raise RecordError(f"{folder} is a file, not a folder: choose another results folder")
+        raise RecordError(f"cannot write {folder}: it is a file; choose another results folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
