@@ -430,7 +430,7 @@ def test_results_that_cannot_be_written_are_refused(
     for command in commands:
         text = refused(fewshot(*command))
         assert text.startswith("cannot write results")
-        assert text.endswith("choose another results folder")
+        assert text.endswith(": results is a file; choose another results folder")
 
     def denied(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")

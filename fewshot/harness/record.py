@@ -186,8 +186,9 @@ def check_writable(folder: Path) -> None:
 
     Raises RecordError where that fails.
     """
-    if folder.exists() and not folder.is_dir():
-        raise RecordError(f"cannot write {folder}: it is a file; choose another results folder")
+    nearest = next(place for place in (folder, *folder.parents) if place.exists())
+    if not nearest.is_dir():
+        raise RecordError(f"cannot write {folder}: {nearest} is a file; choose another results folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
