@@ -22,7 +22,7 @@ from fewshot.learners.base import Learner
 from fewshot.learners.registry import build_learner, learner_class
 
 REMEDY = "fetch it again, or delete it and train again"
-_METADATA = ("learner", "version", "options", "image_shape", "way", "tensors_sha256")
+_METADATA = ("learner", "version", "options", "image_shape", "way", "tensors_sha256", "metadata_sha256")
 
 
 def save_learner(learner: Learner, path: Path, name: str, options: dict[str, Any], **facts: str) -> str:
@@ -64,12 +64,8 @@ def load_learner(
             f"{path} was written by version {metadata['version']} of {name!r}, this is version {version}: "
             "train it again"
         )
-    try:
-        image_shape, trained = (json.loads(metadata[key]) for key in ("image_shape", "options"))
-        way = int(metadata["way"])
-    except ValueError as error:
-        raise LearnerError(f"{path} is damaged: its metadata does not read ({error}); {REMEDY}") from None
-    learner = build_learner(name, tuple(image_shape), way, trained | dict(options or {}))
+    image_shape, trained = (json.loads(metadata[key]) for key in ("image_shape", "options"))
+    learner = build_learner(name, tuple(image_shape), int(metadata["way"]), trained | dict(options or {}))
     try:
         learner.load_state_dict(
             {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
@@ -104,10 +100,9 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise LearnerError(
             f"{path} is not a checkpoint of fewshot, or damaged: it has no {missing[0]!r}; {REMEDY}"
         )
-    # Checkpoints of the first suites have no digest of their metadata.
     digests = {"tensors_sha256": _digest(tensors), "metadata_sha256": _metadata_digest(metadata)}
     for name, digest in digests.items():
-        if metadata.get(name, digest) != digest:
+        if metadata[name] != digest:
             raise LearnerError(f"{path} is damaged: it does not match its own {name}; {REMEDY}")
     return metadata, tensors
 
