@@ -1,10 +1,10 @@
 """Kernels of our own in C, for a CPU: compiled on first use by the machine's compiler, kept in the cache.
 
 A kernel is never needed: what it computes, plain torch computes too, and the callers take that path where
-`library` gives None. Why C at all: an episode's images, a normalised convolution layer or a step of the memory
-are a handful of cheap operations each; done one by one, they spend their time between operations or moving
-intermediate results through memory. Why not an extension module: a shared object called through ctypes needs
-no headers of Python or torch, so it compiles in a second and the wheel stays pure Python.
+`library` gives None. Why C at all: an episode's images, a normalised convolution layer or a step of the
+memory are a handful of cheap operations each; done one by one, they spend their time between operations or
+moving intermediate results through memory. Why not an extension module: a shared object called through
+ctypes needs no headers of Python or torch, so it compiles in a second and the wheel stays pure Python.
 
 Threads are OpenMP's, and as many as torch's: the runtime is the very one that torch has loaded.
 """
@@ -30,8 +30,8 @@ SWITCH_VARIABLE = "FEWSHOT_NATIVE"
 """Set it to 0 to compute everything with plain torch."""
 
 _FLAGS = ("-O3", "-march=native", "-std=c11", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
-# A product and a sum are rounded one by one, as torch rounds them, unless a kernel asks for fma itself.
-_EXACT = ("-ffp-contract=off",)
+_EXACT_FLAG = "-ffp-contract=off"
+"""A product and a sum are rounded one by one, as torch's separate operations round them."""
 _COMPILE_SECONDS = 120
 
 _switched_off = 0
@@ -48,11 +48,14 @@ def plain_torch() -> Iterator[None]:
         _switched_off -= 1
 
 
-def library(name: str) -> ctypes.CDLL | None:
-    """The kernels of `<name>.c`, or None where they are switched off or cannot be compiled (said once)."""
+def library(name: str, *, exact: bool = False) -> ctypes.CDLL | None:
+    """The kernels of `<name>.c`, or None where they are switched off or cannot be compiled (said once).
+
+    exact: without fused multiply and add, for kernels that equal plain torch bit for bit.
+    """
     if _switched_off or os.environ.get(SWITCH_VARIABLE) == "0":
         return None
-    return _load(name)
+    return _load(name, _FLAGS + ((_EXACT_FLAG,) if exact else ()))
 
 
 def address(tensor: Tensor) -> ctypes.c_void_p:
@@ -61,32 +64,40 @@ def address(tensor: Tensor) -> ctypes.c_void_p:
 
 
 @functools.cache
-def _load(name: str) -> ctypes.CDLL | None:
+def _load(name: str, flags: tuple[str, ...]) -> ctypes.CDLL | None:
     source = Path(__file__).with_name(f"{name}.c")
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        return _without(name, "there is no C compiler")
-    digest = hashlib.sha256("\n".join((compiler, *_FLAGS, *_EXACT, _processor())).encode())
-    digest.update(source.read_bytes())
-    built = cache_root() / "kernels" / f"{name}-{digest.hexdigest()[:16]}.so"
     try:
+        if compiler is None:
+            raise FileNotFoundError("there is no C compiler")
+        digest = hashlib.sha256("\n".join((compiler, *flags, _processor())).encode())
+        digest.update(source.read_bytes())
+        built = cache_root() / "kernels" / f"{name}-{digest.hexdigest()[:16]}.so"
         if not built.exists():
-            _compile(compiler, source, built)
+            _compile([*compiler.split(), *flags], source, built)
         return ctypes.CDLL(str(built))
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
-        return _without(name, next(iter(said.strip().splitlines()), type(error).__name__))
+        reason = next(iter(said.strip().splitlines()), type(error).__name__)
+        print(
+            f"fewshot: plain torch in place of the {name} kernel ({reason}): slower, same figures",
+            file=sys.stderr,
+        )
+        return None
 
 
-def _compile(compiler: str, source: Path, built: Path) -> None:
-    """With OpenMP, else without; to a temporary name, then renamed, as several processes may start at once."""
+def _compile(command: list[str], source: Path, built: Path) -> None:
+    """With OpenMP, else without; to a temporary name, then renamed: several processes may start at once."""
     built.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=built.parent) as folder:
         made = Path(folder) / built.name
-        command = [*compiler.split(), *_FLAGS, *_EXACT, str(source), "-o", str(made), "-lm"]
         for openmp in (["-fopenmp"], []):
             done = subprocess.run(
-                [*command, *openmp], capture_output=True, text=True, timeout=_COMPILE_SECONDS, check=False
+                [*command, *openmp, str(source), "-o", str(made), "-lm"],
+                capture_output=True,
+                text=True,
+                timeout=_COMPILE_SECONDS,
+                check=False,
             )
             if done.returncode == 0:
                 break
@@ -101,10 +112,3 @@ def _processor() -> str:
     kinds = ("model name", "flags", "Features", "CPU part")
     told = dict.fromkeys(line for line in lines if line.startswith(kinds))
     return "\n".join((platform.machine(), platform.processor(), *told))
-
-
-def _without(name: str, reason: str) -> None:
-    print(
-        f"fewshot: plain torch in place of the {name} kernel ({reason}): slower, same figures",
-        file=sys.stderr,
-    )
