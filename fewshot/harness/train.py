@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from fewshot.data.split import ClassPool, Split
-from fewshot.episodes.batch import StreamBatch
+from fewshot.episodes.batch import EpisodeBatch, StreamBatch
 from fewshot.episodes.protocol import KShot, Protocol, Stream
 from fewshot.episodes.sampler import EpisodeSampler
 from fewshot.episodes.source import class_draws
 from fewshot.errors import LearnerError
 from fewshot.harness.config import TrainSettings
-from fewshot.harness.evaluate import evaluate
+from fewshot.harness.evaluate import Evaluation, evaluate
 from fewshot.learners.base import Learner
 
 TRAINING_VERSION = 1
@@ -74,12 +74,16 @@ def train(
     train_seed: int = 0,
     state_path: Path | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    stop_when: Callable[[Evaluation], bool] | None = None,
 ) -> TrainLog:
     """Train a learner in place; leave it calibrated, with the weights that were best on validation classes.
 
     state_path: a file to which the run is saved every half minute and from which it goes on if it is there;
-    it is the caller's to delete. Raises EpisodeError where a side cannot supply the episodes, LearnerError
-    where the loss is no longer finite.
+    it is the caller's to delete. stop_when: asked after each look at the validation classes, whether that is
+    enough. Raises EpisodeError where a side cannot supply the episodes, LearnerError where the loss is no
+    longer finite.
+
+    On a GPU nothing in a step waits for the device: numbers are looked at every LOG_EVERY_STEPS steps only.
     """
     settings = settings or TrainSettings()
     if not learner.trainable:
@@ -93,38 +97,42 @@ def train(
     checks = EpisodeSampler(
         val_pool, validation_protocol(settings), episode_seed=_VALIDATION_SEED, device=device
     )
-    run = _Run(learner, settings, state_path)
+    run = _Run(learner, settings, state_path, device)
     log = run.log
     for pool in (train_pool, val_pool):
         log.draws.setdefault(pool.side, torch.zeros(len(pool), dtype=torch.int64))
-    val_draws = class_draws(checks.indices(0, settings.validate_episodes), len(val_pool))
+    val_draws = class_draws(checks.indices(0, settings.validate_episodes), len(val_pool)).cpu()
 
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         began = time.perf_counter() - log.seconds
-        while run.step < settings.steps:
+        enough = False
+        while run.step < settings.steps and not enough:
             torch.manual_seed(_step_seed(train_seed, run.step))
             batch = source.batch(run.step * settings.batch, settings.batch)
             loss = run.update(batch)
-            log.draws["train"] += class_draws(batch, len(train_pool)).cpu()
+            run.count_draws(batch)
             run.step += 1
+            validate = run.step % settings.validate_every == 0 or run.step == settings.steps
+            look = run.step % LOG_EVERY_STEPS == 0
+            if not (validate or look):
+                continue
+            shown = run.look_at(loss)
             log.seconds = time.perf_counter() - began
-            episodes = run.step * settings.batch
-            last = run.step == settings.steps
-            if run.step % settings.validate_every == 0 or last:
-                accuracy = evaluate(learner, checks, settings.validate_episodes).accuracy
+            accuracy = None
+            if validate:
+                evaluation = evaluate(learner, checks, settings.validate_episodes)
+                accuracy = evaluation.accuracy
                 log.draws["val"] += val_draws
                 log.seconds = time.perf_counter() - began
-                log.curve.append((run.step, episodes, log.seconds, float(loss), accuracy))
                 if accuracy > log.best_accuracy:
                     log.best_accuracy, log.best_step = accuracy, run.step
                     run.best = _copy(learner.state_dict())
-                run.save()
-            elif run.step % LOG_EVERY_STEPS == 0:
-                log.curve.append((run.step, episodes, log.seconds, float(loss), None))
-                run.save_if_due()
-            if on_progress and (run.step % LOG_EVERY_STEPS == 0 or last):
+                enough = stop_when is not None and stop_when(evaluation)
+            log.curve.append((run.step, run.step * settings.batch, log.seconds, shown, accuracy))
+            run.save_if(due=validate)
+            if on_progress:
                 seen = log.best_accuracy if log.best_step else None
-                on_progress(Progress(run.step, settings.steps, float(loss), seen))
+                on_progress(Progress(run.step, settings.steps, shown, seen))
     learner.load_state_dict(run.best)
     calibrate(learner, split, log)
     return log
@@ -193,7 +201,9 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
 class _Run:
     """The state of a run between two steps, and its file."""
 
-    def __init__(self, learner: Learner, settings: TrainSettings, path: Path | None) -> None:
+    def __init__(
+        self, learner: Learner, settings: TrainSettings, path: Path | None, device: torch.device
+    ) -> None:
         self.learner = learner
         self.settings = settings
         self.path = path
@@ -202,6 +212,9 @@ class _Run:
         self.best = _copy(learner.state_dict())
         self.optimizer = _optimizer(learner, settings)
         self.saved_at = time.perf_counter()
+        # What is only looked at now and then stays on the device until then.
+        self.finite = torch.ones((), dtype=torch.bool, device=device)
+        self.drawn: list[Tensor] = []
         if path and path.exists():
             self._load(path)
 
@@ -213,22 +226,33 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.learner.loss(batch)
         loss.backward()  # type: ignore[no-untyped-call]
-        loss = loss.detach()
         norm = nn.utils.clip_grad_norm_(self.learner.parameters(), self.settings.clip_norm)
-        if not torch.isfinite(norm):
-            raise LearnerError(
-                f"training of {type(self.learner).__name__} diverged at step {self.step} "
-                f"(loss {float(loss):g}): lower learning_rate or clip_norm"
-            )
+        self.finite &= torch.isfinite(norm)
         self.optimizer.step()
-        return loss
+        return loss.detach()
 
-    def save_if_due(self) -> None:
-        if time.perf_counter() - self.saved_at > SAVE_EVERY_SECONDS:
-            self.save()
+    def count_draws(self, batch: EpisodeBatch) -> None:
+        """Take down which training classes took part."""
+        self.drawn.append(batch.class_ids)
 
-    def save(self) -> None:
-        if self.path is None:
+    def look_at(self, loss: Tensor) -> float:
+        """The loss as a number, and the draws into the log; raises LearnerError where training diverged."""
+        classes = self.log.draws["train"]
+        classes += torch.bincount(
+            torch.cat([ids.flatten() for ids in self.drawn]).cpu(), minlength=len(classes)
+        )
+        self.drawn.clear()
+        shown = float(loss)
+        if not self.finite:
+            raise LearnerError(
+                f"training of {type(self.learner).__name__} diverged by step {self.step} (loss {shown:g}): "
+                "lower learning_rate or clip_norm"
+            )
+        return shown
+
+    def save_if(self, due: bool) -> None:
+        """Save the run where there is a file for it, and it is due or half a minute has passed."""
+        if self.path is None or not (due or time.perf_counter() - self.saved_at > SAVE_EVERY_SECONDS):
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(f".{os.getpid()}.part")
@@ -245,19 +269,20 @@ class _Run:
 
     def _load(self, path: Path) -> None:
         try:
-            state = torch.load(path, weights_only=True)
+            state = torch.load(path, weights_only=True, map_location=self.finite.device)
             self.learner.load_state_dict(state["learner"])
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, KeyError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise LearnerError(f"cannot go on from {path} ({reason}): delete it to train afresh") from None
+        state["log"]["draws"] = {side: drawn.cpu() for side, drawn in state["log"]["draws"].items()}
         self.step, self.best, self.log = state["step"], state["best"], TrainLog(**state["log"])
 
 
 def _optimizer(learner: Learner, settings: TrainSettings) -> torch.optim.Optimizer:
     parameters = list(learner.parameters())
     if settings.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=settings.learning_rate)
+        return torch.optim.Adam(parameters, lr=settings.learning_rate, fused=True)
     # Santoro et al. 2016, as far as their settings are known.
     return torch.optim.RMSprop(parameters, lr=settings.learning_rate, alpha=0.95, momentum=0.9)
 

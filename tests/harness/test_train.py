@@ -17,6 +17,7 @@ from fewshot.episodes.batch import EpisodeBatch
 from fewshot.errors import EpisodeError, LearnerError
 from fewshot.harness import train as training
 from fewshot.harness.config import TrainSettings
+from fewshot.harness.evaluate import Evaluation
 from fewshot.harness.train import (
     CALIBRATION_EPISODES,
     Progress,
@@ -235,9 +236,21 @@ def test_the_digest_of_the_draws_is_that_of_every_row() -> None:
     assert len({draws_digest(rows), draws_digest(rows[:1]), draws_digest([*rows[:1], ("test", "b", 1)])}) == 3
 
 
+def test_training_stops_when_that_is_enough(split: Split) -> None:
+    asked: list[float] = []
+
+    def enough(evaluation: Evaluation) -> bool:
+        asked.append(evaluation.accuracy)
+        return len(asked) == 2
+
+    log = train(fresh("noisy"), split, settings(steps=50, validate_every=3), stop_when=enough)
+    assert [step for step, *_, accuracy in log.curve if accuracy is not None] == [3, 6]
+    assert log.best_accuracy == max(asked)
+
+
 def test_divergence_is_one_clear_line(split: Split) -> None:
     with pytest.raises(
-        LearnerError, match=r"^training of Broken diverged at step 0 \(loss nan\): lower learning_rate"
+        LearnerError, match=r"^training of Broken diverged by step \d+ \(loss nan\): lower learning_rate"
     ):
         train(Broken((1, 12, 12), 3, widths=(4,)), split, settings())
 
