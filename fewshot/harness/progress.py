@@ -1,7 +1,7 @@
 """Progress of a suite: one line per learner, with the time left.
 
-Live bars on a terminal; elsewhere a plain line per learner at most every twenty seconds, and one for each
-record.
+Live bars on a terminal; elsewhere a plain line per learner at most every twenty seconds, one for each record
+and one at the end of each stage.
 """
 
 import sys
@@ -64,11 +64,13 @@ class _Lines:
         if stage != update.stage:
             began, first = now, update.done
             self.stages[update.job] = (update.stage, began, first)
-        elif now < self.next_line.get(update.job, 0.0) and update.record is None:
+        elif now < self.next_line.get(update.job, 0.0) and not update.record and update.done < update.total:
             return
         self.next_line[update.job] = now + LINE_SECONDS
         done = update.done - first
         left = f", {(now - began) * (update.total - update.done) / done:.0f} s left" if done else ""
+        if update.done == update.total:
+            left = f", done in {now - began:.0f} s"
         note = f", {update.note}" if update.note else ""
         line = f"{update.job}: {update.stage} {update.done:,} of {update.total:,}{left}{note}"
         print(line, file=sys.stderr, flush=True)
