@@ -1,10 +1,15 @@
-"""Measure a learner on a fixed set of episodes, without changing it."""
+"""Measure a learner on a fixed set of episodes, without changing it.
+
+A learner that sees of each image only its features (`EmbeddingLearner`) has each image of the episodes
+embedded once, and answers from the features; any other is shown the images of a batch of episodes at a time.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Protocol as Interface
+from typing import TypeGuard
 
 import numpy as np
 import pyarrow as pa
@@ -14,15 +19,22 @@ from torch import Tensor
 
 from fewshot.data.split import ClassPool
 from fewshot.episodes.batch import EpisodeBatch, KShotBatch, StreamBatch, Support
+from fewshot.episodes.image_lists import ImageListSource
 from fewshot.episodes.protocol import KShot, Protocol, bounds
+from fewshot.episodes.sampler import EpisodeSampler
+from fewshot.episodes.source import EpisodeSource
 from fewshot.errors import EpisodeError, LearnerError
+from fewshot.harness.features import embed_drawings, with_features
 from fewshot.harness.record import ANSWERS_SCHEMA, answer_columns
 from fewshot.harness.statistics import Accuracies, summarise
 from fewshot.learners.base import Learner
+from fewshot.learners.embedding import EmbeddingLearner
 
 DEFAULT_EPISODES = 1000
 PIXELS_AT_ONCE = 2**21
 """Pixels (height x width) per batch: a first layer of 64 float32 channels then takes half a gigabyte."""
+IMAGES_AT_ONCE = 2**12
+"""Images per batch where their features are known. (A query may cost a copy of a memory of 20 kilobytes.)"""
 
 
 class NumberedEpisodes(Interface):
@@ -80,20 +92,18 @@ def evaluate(
     it was. Episodes are answered on the learner's device.
 
     batch_size: episodes side by side; the answers do not depend on it. By default as many as hold
-        PIXELS_AT_ONCE pixels.
+        PIXELS_AT_ONCE pixels, or IMAGES_AT_ONCE images whose features are known.
     on_progress: called with (episodes done, episodes in all) after each batch.
 
     Raises LearnerError where the logits have the wrong shape or are not numbers.
     """
     if episodes < 1:
         raise EpisodeError(f"an evaluation needs at least 1 episode; got {episodes}")
-    batch_size = batch_size or _default_batch_size(learner, source.protocol)
     columns: list[dict[str, NDArray[np.int64]]] = []
     done = 0
     with _evaluating(learner):
-        for batch in source.batches(0, episodes, batch_size):
-            batch = _to_device(batch, learner)
-            columns.append(_answer(learner, batch, first_episode=done))
+        for batch, logits in _answered(learner, source, episodes, batch_size):
+            columns.append(_rows(learner, batch, logits, first_episode=done))
             done += len(batch.class_ids)
             if on_progress:
                 on_progress(done, episodes)
@@ -107,13 +117,45 @@ def evaluate(
     )
 
 
-def _answer(learner: Learner, batch: EpisodeBatch, first_episode: int) -> dict[str, NDArray[np.int64]]:
+def _answered(
+    learner: Learner, source: NumberedEpisodes, episodes: int, batch_size: int | None
+) -> Iterator[tuple[EpisodeBatch, Tensor]]:
+    """The episodes in batches, with the logits; with features for images where the learner takes them."""
+    if isinstance(learner, EmbeddingLearner) and learner.answers_from_features and _as_stored(source):
+        size = batch_size or _episodes_of(source.protocol, IMAGES_AT_ONCE)
+        drawn = [source.indices(*span) for span in source.spans(0, episodes, size)]
+        features = embed_drawings(learner, source, drawn, _device(learner, source.device))
+        if features is not None:
+            for indices in drawn:
+                batch = with_features(indices, features)
+                yield batch, learner.answer_features(batch)
+            return
+    _, height, width = learner.image_shape
+    size = batch_size or _episodes_of(source.protocol, PIXELS_AT_ONCE // (height * width))
+    for batch in source.batches(0, episodes, size):
+        batch = _to_device(batch, _device(learner, batch.class_ids.device))
+        yield batch, learner.answer(batch)
+
+
+def _as_stored(source: NumberedEpisodes) -> TypeGuard[EpisodeSource]:
+    """Whether batches are indices rendered, each drawing the same image wherever it is shown.
+
+    It is not where images are distorted, or where somebody's own source makes its batches in another way.
+    """
+    if not isinstance(source, EpisodeSource) or getattr(source, "augment", None) is not None:
+        return False
+    batch, batches = (getattr(made, "__func__", None) for made in (source.batch, source.batches))
+    return batch in (EpisodeSampler.batch, ImageListSource.batch) and batches is EpisodeSource.batches
+
+
+def _rows(
+    learner: Learner, batch: EpisodeBatch, logits: Tensor, first_episode: int
+) -> dict[str, NDArray[np.int64]]:
     """Columns with one row per answer: episode, class_id, label, presentation, answer."""
     if isinstance(batch, KShotBatch):
         labels, presentation = batch.query_labels, torch.zeros_like(batch.query_labels)
     else:
         labels, presentation = batch.labels, batch.presentation
-    logits = learner.answer(batch)
     if logits.shape != (*labels.shape, batch.way):
         raise LearnerError(
             f"{type(learner).__name__} answered with logits of shape {tuple(logits.shape)}; "
@@ -171,27 +213,28 @@ def _evaluating(learner: Learner) -> Iterator[None]:
             module.training = training
 
 
-def _to_device(batch: EpisodeBatch, learner: Learner) -> EpisodeBatch:
-    """The batch where the learner is; a learner without parameters and buffers is wherever the batch is."""
+def _device(learner: Learner, otherwise: torch.device) -> torch.device:
+    """Where the learner is; one without parameters and buffers is wherever the episodes are."""
     tensor = next(chain(learner.parameters(), learner.buffers()), None)
-    if tensor is None or tensor.device == batch.class_ids.device:
-        return batch
+    return otherwise if tensor is None else tensor.device
 
+
+def _to_device(batch: EpisodeBatch, device: torch.device) -> EpisodeBatch:
     def move(value: Tensor | Support | int) -> Tensor | Support | int:
         if isinstance(value, Support):
             return Support(*(move(part) for part in value))  # type: ignore[arg-type]
-        return value.to(tensor.device) if isinstance(value, Tensor) else value
+        return value.to(device) if isinstance(value, Tensor) else value
 
     return type(batch)(*(move(part) for part in batch))  # type: ignore[arg-type]
 
 
-def _default_batch_size(learner: Learner, protocol: Protocol) -> int:
+def _episodes_of(protocol: Protocol, images: int) -> int:
+    """How many episodes of a protocol have so many images, at least one."""
     if isinstance(protocol, KShot):
-        images = bounds(protocol.way)[1] * (bounds(protocol.shot)[1] + protocol.query)
+        each = bounds(protocol.way)[1] * (bounds(protocol.shot)[1] + protocol.query)
     else:
-        images = protocol.length
-    _, height, width = learner.image_shape
-    return max(1, PIXELS_AT_ONCE // (images * height * width))
+        each = protocol.length
+    return max(1, images // each)
 
 
 def _describe(protocol: Protocol) -> str:

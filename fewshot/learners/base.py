@@ -5,10 +5,12 @@ a value that goes in and comes out and is never kept on the module, so that two 
 query cannot teach another (design decision 3). A batch of episodes goes through side by side.
 
 To write your own, give `start`, `observe` and `predict`; everything else has a default.
-`fewshot.check_learner` says whether the promises hold.
+`fewshot.check_learner` says whether the promises hold. (A learner that looks at each image by itself is
+better an `EmbeddingLearner`, see `fewshot.learners.embedding`: evaluation is many times faster.)
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -71,23 +73,14 @@ class Learner(nn.Module, ABC):
 
     def adapt(self, support: Support) -> State:
         """The state after the whole support set; by default, its images observed in their order."""
-        state = self.start(len(support.images), support.way)
-        for step in range(support.images.shape[1]):
-            state = self.observe(state, support.images[:, step], support.labels[:, step])
-        return state
+        return observe_in_turn(self.observe, self.start(len(support.images), support.way), support)
 
     def stream(self, batch: StreamBatch) -> Tensor:
         """Name each image, then be shown its label: (batch, length, way) logits.
 
         Logits where nothing is `asked` are unspecified, even NaN. Override it for speed only.
         """
-        state = self.start(len(batch.images), batch.way)
-        logits = []
-        for step in range(batch.images.shape[1]):
-            image = batch.images[:, step]
-            logits.append(self.predict(state, image.unsqueeze(1)).squeeze(1))
-            state = self.observe(state, image, batch.labels[:, step])
-        return torch.stack(logits, dim=1)
+        return name_in_turn(self.predict, self.observe, self.start(len(batch.images), batch.way), batch)
 
     def asked(self, batch: StreamBatch) -> Tensor:
         """The steps of a stream that the learner answers, as `presentations` says: (batch, length) bool."""
@@ -111,3 +104,26 @@ class Learner(nn.Module, ABC):
 
     def calibrate(self, batch: StreamBatch) -> None:
         """Set, from a batch of streams over validation classes, whatever training does not (after it)."""
+
+
+def observe_in_turn(
+    observe: Callable[[State, Tensor, Tensor], State], state: State, support: Support
+) -> State:
+    """The state after a support set, image by image in its order."""
+    for image, label in zip(support.images.unbind(1), support.labels.unbind(1), strict=True):
+        state = observe(state, image, label)
+    return state
+
+
+def name_in_turn(
+    predict: Callable[[State, Tensor], Tensor],
+    observe: Callable[[State, Tensor, Tensor], State],
+    state: State,
+    batch: StreamBatch,
+) -> Tensor:
+    """(batch, length, way) logits of a stream: each image is named, then observed with its label."""
+    logits = []
+    for image, label in zip(batch.images.unbind(1), batch.labels.unbind(1), strict=True):
+        logits.append(predict(state, image.unsqueeze(1)).squeeze(1))
+        state = observe(state, image, label)
+    return torch.stack(logits, dim=1)

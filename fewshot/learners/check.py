@@ -19,6 +19,7 @@ from fewshot.episodes.batch import EpisodeBatch, KShotBatch, StreamBatch, Suppor
 from fewshot.episodes.source import presentation
 from fewshot.errors import LearnerError
 from fewshot.learners.base import Learner
+from fewshot.learners.embedding import EmbeddingLearner
 
 BATCH, SHOT, QUERY = 3, 2, 2
 PERMUTED_EPISODES = 32
@@ -249,6 +250,26 @@ def _adapt_is_observe(learner: Learner, probe: _Probe) -> None:
     )
 
 
+@torch.no_grad()
+def _features_stand_for_images(learner: Learner, probe: _Probe) -> None:
+    if not (isinstance(learner, EmbeddingLearner) and learner.answers_from_features):
+        return
+
+    def embedded(images: Tensor) -> Tensor:
+        """Each by itself: features that depend on an image's neighbours come out otherwise."""
+        alone = [learner.embed(image.unsqueeze(0)) for image in images.flatten(0, 1)]
+        return torch.cat(alone).view(*images.shape[:2], -1)
+
+    kshot, stream = probe.kshot(), probe.stream()
+    support = kshot.support._replace(images=embedded(kshot.support.images))
+    features: EpisodeBatch = kshot._replace(support=support, query_images=embedded(kshot.query_images))
+    complaint = "answers to images and to their features, each image embedded by itself"
+    probe.same(_answer(learner, kshot), learner.answer_features(features), f"K-shot {complaint}")
+    asked = learner.asked(stream)
+    answers = learner.answer_features(stream._replace(images=embedded(stream.images)))
+    probe.same(learner.answer(stream)[asked], answers[asked], f"stream {complaint}")
+
+
 def _deterministic(learner: Learner, probe: _Probe) -> None:
     for name, batch in (("K-shot", probe.kshot()), ("stream", probe.stream())):
         probe.same(_answer(learner, batch), _answer(learner, batch), f"asked twice, {name} answers")
@@ -298,6 +319,7 @@ PROMISES: Mapping[str, Callable[[Learner, _Probe], None]] = {
     "labels asked for are not read": _labels_asked_for_are_hidden,
     "a stream is observed step by step": _stream_is_observe_and_predict,
     "a support set is its images observed": _adapt_is_observe,
+    "features stand for images": _features_stand_for_images,
     "the same question has the same answer": _deterministic,
     "weights can be saved and loaded": _saved_and_loaded,
     "training reaches every parameter": _trains,

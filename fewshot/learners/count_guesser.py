@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewshot.learners.base import Learner
+from fewshot.learners.embedding import EmbeddingLearner
 
 
-class CountGuesser(Learner):
+class CountGuesser(EmbeddingLearner):
     """Answers the label shown least so far; in K-shot, where all were shown equally often, none."""
 
     trainable: ClassVar[bool] = False
@@ -23,9 +23,13 @@ class CountGuesser(Learner):
         """(batch, way) int64: how often each label was shown."""
         return torch.zeros(batch, way, dtype=torch.int64)
 
-    def observe(self, state: Tensor, image: Tensor, label: Tensor) -> Tensor:
+    def embed(self, images: Tensor) -> Tensor:
+        """Nothing: (..., 0)."""
+        return images.flatten(-3)[..., :0]
+
+    def observe_features(self, state: Tensor, features: Tensor, label: Tensor) -> Tensor:
         # There are no weights to say on which device to start, so the counts follow what is shown.
         return state.to(label) + F.one_hot(label, state.shape[1])
 
-    def predict(self, state: Tensor, images: Tensor) -> Tensor:
-        return -state.to(images).unsqueeze(1).expand(-1, images.shape[1], -1)
+    def predict_features(self, state: Tensor, features: Tensor) -> Tensor:
+        return -state.to(features).unsqueeze(1).expand(-1, features.shape[1], -1)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewshot.episodes.batch import StreamBatch, Support
-from fewshot.learners.base import Learner
+from fewshot.learners.embedding import EmbeddingLearner
 from fewshot.learners.metric import best_new_score, counts_before, squared_distances, with_new_score
 
 
@@ -19,7 +19,7 @@ class Stored(NamedTuple):
     counts: Tensor
 
 
-class NearestNeighbour(Learner):
+class NearestNeighbour(EmbeddingLearner):
     """The label of the nearest stored image by Euclidean distance of pixels; nothing to train."""
 
     trainable: ClassVar[bool] = False
@@ -39,35 +39,39 @@ class NearestNeighbour(Learner):
         labels = torch.zeros(batch, 0, dtype=torch.int64, device=device)
         return Stored(pixels, labels, torch.zeros(batch, way, dtype=torch.int64, device=device))
 
-    def observe(self, state: Stored, image: Tensor, label: Tensor) -> Stored:
-        pixels = torch.cat([state.pixels, image.flatten(1).unsqueeze(1)], dim=1)
+    def embed(self, images: Tensor) -> Tensor:
+        """The pixels as they are."""
+        return images.flatten(-3)
+
+    def observe_features(self, state: Stored, features: Tensor, label: Tensor) -> Stored:
+        pixels = torch.cat([state.pixels, features.unsqueeze(1)], dim=1)
         labels = torch.cat([state.labels, label.unsqueeze(1)], dim=1)
         return Stored(pixels, labels, state.counts + F.one_hot(label, state.counts.shape[1]))
 
-    def adapt(self, support: Support) -> Stored:
-        counts = F.one_hot(support.labels, support.way).sum(1)
-        return Stored(support.images.flatten(2), support.labels, counts)
+    def adapt_features(self, support: Support) -> Stored:
+        return Stored(support.images, support.labels, F.one_hot(support.labels, support.way).sum(1))
 
-    def predict(self, state: Stored, images: Tensor) -> Tensor:
-        similarity = -squared_distances(images.flatten(2), state.pixels)
+    def predict_features(self, state: Stored, features: Tensor) -> Tensor:
+        similarity = -squared_distances(features, state.pixels)
         scores = _best_of_class(similarity, state.labels, state.counts.shape[1])
         return with_new_score(scores, state.counts.unsqueeze(1), self.new_score)
 
-    def stream(self, batch: StreamBatch) -> Tensor:
-        counts = counts_before(batch.labels, batch.way)
-        return with_new_score(self._stream_scores(batch), counts, self.new_score)
+    def stream_features(self, batch: StreamBatch) -> Tensor:
+        scores = _stream_scores(batch.images, batch.labels, batch.way)
+        return with_new_score(scores, counts_before(batch.labels, batch.way), self.new_score)
 
     def calibrate(self, batch: StreamBatch) -> None:
         """Choose the new score with which these streams are answered best."""
-        self.new_score.copy_(best_new_score(self._stream_scores(batch), batch))
+        scores = _stream_scores(self.embed(batch.images), batch.labels, batch.way)
+        self.new_score.copy_(best_new_score(scores, batch))
 
-    def _stream_scores(self, batch: StreamBatch) -> Tensor:
-        """(batch, length, way), from the images before each step."""
-        pixels = batch.images.flatten(2)
-        length = pixels.shape[1]
-        not_before = torch.ones(length, length, dtype=torch.bool, device=pixels.device).triu()
-        similarity = (-squared_distances(pixels, pixels)).masked_fill(not_before, -torch.inf)
-        return _best_of_class(similarity, batch.labels, batch.way)
+
+def _stream_scores(pixels: Tensor, labels: Tensor, way: int) -> Tensor:
+    """(batch, length, way), each from the images before it; pixels: (batch, length, pixel)."""
+    length = pixels.shape[1]
+    not_before = torch.ones(length, length, dtype=torch.bool, device=pixels.device).triu()
+    similarity = (-squared_distances(pixels, pixels)).masked_fill(not_before, -torch.inf)
+    return _best_of_class(similarity, labels, way)
 
 
 def _best_of_class(similarity: Tensor, labels: Tensor, way: int) -> Tensor:

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from fewshot.episodes.batch import EpisodeBatch, KShotBatch, StreamBatch, Support
 from fewshot.learners.backbones import ConvBackbone
-from fewshot.learners.base import Learner
+from fewshot.learners.embedding import EmbeddingLearner, embed_in_parts
 from fewshot.learners.metric import best_new_score, counts_before, squared_distances, with_new_score
 
 EPISODES_AT_ONCE = 8
-"""In calibration: so many streams of images go through the backbone side by side, to bound the memory."""
+"""In calibration: so many streams are scored side by side, to bound the memory."""
 
 
 class Prototypes(NamedTuple):
@@ -32,7 +32,7 @@ class Prototypes(NamedTuple):
         return self.sums / self.counts.clamp(min=1).unsqueeze(-1)
 
 
-class Prototypical(Learner):
+class Prototypical(EmbeddingLearner):
     """Nearest class mean in a learned feature space; inductive, any way and shot."""
 
     batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
@@ -57,23 +57,24 @@ class Prototypical(Learner):
         sums = self.new_score.new_zeros(batch, way, self.backbone.output_size)
         return Prototypes(sums, sums.new_zeros(batch, way))
 
-    def observe(self, state: Prototypes, image: Tensor, label: Tensor) -> Prototypes:
+    def embed(self, images: Tensor) -> Tensor:
+        features: Tensor = self.backbone(images)
+        return features
+
+    def observe_features(self, state: Prototypes, features: Tensor, label: Tensor) -> Prototypes:
         shown = F.one_hot(label, state.counts.shape[1]).to(state.counts)
-        features = self.backbone(image)
         return Prototypes(state.sums + shown.unsqueeze(-1) * features.unsqueeze(1), state.counts + shown)
 
-    def adapt(self, support: Support) -> Prototypes:
-        return _prototypes(self.backbone(support.images), support.labels, support.way)
+    def adapt_features(self, support: Support) -> Prototypes:
+        return _prototypes(support.images, support.labels, support.way)
 
-    def predict(self, state: Prototypes, images: Tensor) -> Tensor:
-        scores = -squared_distances(self.backbone(images), state.means)
+    def predict_features(self, state: Prototypes, features: Tensor) -> Tensor:
+        scores = -squared_distances(features, state.means)
         return with_new_score(scores, state.counts.unsqueeze(1), self.new_score)
 
-    def stream(self, batch: StreamBatch) -> Tensor:
-        counts = counts_before(batch.labels, batch.way)
-        return with_new_score(
-            self._stream_scores(batch.images, batch.labels, batch.way), counts, self.new_score
-        )
+    def stream_features(self, batch: StreamBatch) -> Tensor:
+        scores = _stream_scores(batch.images, batch.labels, batch.way)
+        return with_new_score(scores, counts_before(batch.labels, batch.way), self.new_score)
 
     def loss(self, batch: EpisodeBatch) -> Tensor:
         """Cross-entropy of the queries; support and query share one batch norm, as published."""
@@ -89,20 +90,21 @@ class Prototypical(Learner):
     @torch.no_grad()
     def calibrate(self, batch: StreamBatch) -> None:
         """Choose the new score with which these streams are answered best."""
-        images, labels = (torch.split(part, EPISODES_AT_ONCE) for part in (batch.images, batch.labels))
-        parts = map(self._stream_scores, images, labels, repeat(batch.way))
-        scores = torch.cat(list(parts))
+        parts = (
+            torch.split(part, EPISODES_AT_ONCE) for part in (embed_in_parts(self, batch.images), batch.labels)
+        )
+        scores = torch.cat(list(map(_stream_scores, *parts, repeat(batch.way))))
         self.new_score.copy_(best_new_score(scores, batch))
 
-    def _stream_scores(self, images: Tensor, labels: Tensor, way: int) -> Tensor:
-        """(batch, length, way), from the images before each step; each image is embedded once."""
-        features = self.backbone(images)
-        shown = F.one_hot(labels, way).to(features)
-        contributions = shown.unsqueeze(-1) * features.unsqueeze(2)
-        sums = contributions.cumsum(1) - contributions
-        before = Prototypes(sums.flatten(0, 1), counts_before(labels, way).flatten(0, 1))
-        scores = -squared_distances(features.flatten(0, 1).unsqueeze(1), before.means)
-        return scores.reshape(*labels.shape, way)
+
+def _stream_scores(features: Tensor, labels: Tensor, way: int) -> Tensor:
+    """(batch, length, way), each from the images before it; features: (batch, length, feature)."""
+    shown = F.one_hot(labels, way).to(features)
+    contributions = shown.unsqueeze(-1) * features.unsqueeze(2)
+    sums = contributions.cumsum(1) - contributions
+    before = Prototypes(sums.flatten(0, 1), counts_before(labels, way).flatten(0, 1))
+    scores = -squared_distances(features.flatten(0, 1).unsqueeze(1), before.means)
+    return scores.reshape(*labels.shape, way)
 
 
 def _prototypes(features: Tensor, labels: Tensor, way: int) -> Prototypes:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fewshot.episodes.batch import StreamBatch, Support
 from fewshot.errors import LearnerError
-from fewshot.learners.base import Learner
+from fewshot.learners.embedding import EmbeddingLearner
 from fewshot.memory.cell import LstmCell, MemoryCell
 
 
@@ -25,7 +25,7 @@ class RecurrentState(NamedTuple):
     pending: Tensor
 
 
-class RecurrentLearner(Learner):
+class RecurrentLearner(EmbeddingLearner):
     """An encoder of images, a cell, and a linear read-out; subclasses choose the first two."""
 
     fixed_way: ClassVar[bool] = True
@@ -53,31 +53,34 @@ class RecurrentLearner(Learner):
             )
         return RecurrentState(self.cell.start(batch), self.output.weight.new_zeros(batch, way))
 
-    def observe(self, state: RecurrentState, image: Tensor, label: Tensor) -> RecurrentState:
-        return self._run(state, image.unsqueeze(1), label.unsqueeze(1))[1]
+    def embed(self, images: Tensor) -> Tensor:
+        features: Tensor = self.encoder(images)
+        return features
 
-    def predict(self, state: RecurrentState, images: Tensor) -> Tensor:
-        batch, count = images.shape[:2]
+    def observe_features(self, state: RecurrentState, features: Tensor, label: Tensor) -> RecurrentState:
+        return self._run(state, features.unsqueeze(1), label.unsqueeze(1))[1]
+
+    def predict_features(self, state: RecurrentState, features: Tensor) -> Tensor:
+        batch, count = features.shape[:2]
         cell, pending = _repeat(state, count)
-        inputs = self.encoder(images).reshape(batch * count, 1, -1)
-        outputs, _ = self.cell(cell, inputs, pending.unsqueeze(1))
+        outputs, _ = self.cell(cell, features.reshape(batch * count, 1, -1), pending.unsqueeze(1))
         logits: Tensor = self.output(outputs)
         return logits.reshape(batch, count, self.way)
 
-    def adapt(self, support: Support) -> RecurrentState:
+    def adapt_features(self, support: Support) -> RecurrentState:
         state = self.start(len(support.images), support.way)
         return self._run(state, support.images, support.labels)[1]
 
-    def stream(self, batch: StreamBatch) -> Tensor:
+    def stream_features(self, batch: StreamBatch) -> Tensor:
         state = self.start(len(batch.images), batch.way)
         logits: Tensor = self.output(self._run(state, batch.images, batch.labels)[0])
         return logits
 
-    def _run(self, state: RecurrentState, images: Tensor, labels: Tensor) -> tuple[Tensor, RecurrentState]:
-        """Go through images (batch, step, ...) and labels (batch, step): outputs, and the state after."""
+    def _run(self, state: RecurrentState, features: Tensor, labels: Tensor) -> tuple[Tensor, RecurrentState]:
+        """Go through features (batch, step, feature) and labels (batch, step): outputs, and the state then."""
         shown = F.one_hot(labels, self.way).to(state.pending.dtype)
         previous = torch.cat([state.pending.unsqueeze(1), shown[:, :-1]], dim=1)
-        outputs, cell = self.cell(state.cell, self.encoder(images), previous)
+        outputs, cell = self.cell(state.cell, features, previous)
         return outputs, RecurrentState(cell, shown[:, -1])
 
 

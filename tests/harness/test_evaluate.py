@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 
 import numpy as np
@@ -8,12 +9,15 @@ from torch import nn
 
 from fewshot.data.image_set import ImageSet
 from fewshot.data.split import ClassPool
+from fewshot.episodes.augment import Augment
 from fewshot.episodes.protocol import KShot, Stream
 from fewshot.episodes.sampler import EpisodeSampler
 from fewshot.errors import EpisodeError, LearnerError
 from fewshot.harness.evaluate import evaluate
 from fewshot.harness.record import ANSWERS_SCHEMA
 from fewshot.learners.base import Learner
+from fewshot.learners.embedding import EmbeddingLearner
+from fewshot.learners.registry import build_learner
 
 CLASSES, PER_CLASS = 12, 20
 PROTOCOLS = [
@@ -258,3 +262,131 @@ def test_episodes_follow_the_learner_to_its_device(pool, protocol):
     with pytest.raises(RuntimeError) as arrived:
         evaluate(learner, source, 1)
     assert arrived.value.args == ({"meta"}, type(batch), batch.way)
+
+
+# --- Answers from features ----------------------------------------------------------------------------------
+
+SMALL = {
+    "prototypical": {"widths": (4, 6)},
+    "mann": {"widths": (4,), "hidden_size": 8, "num_slots": 12, "word_size": 4, "read_heads": 2},
+    "mann_paper": {"hidden_size": 8},
+    "lstm": {"widths": (4,), "hidden_size": 8},
+    "nearest_neighbour": {},
+    "count_guesser": {},
+}
+
+
+class Embedding(EmbeddingLearner):
+    """Class means of pixels; counts what it is given to embed."""
+
+    def __init__(self):
+        super().__init__((1, 4, 4), 5)
+        self.embedded = []
+
+    def start(self, batch, way):
+        return torch.zeros(batch, way, 16)
+
+    def embed(self, images):
+        self.embedded += images.flatten(0, -4)
+        return images.flatten(-3)
+
+    def observe_features(self, state, features, label):
+        return state + F.one_hot(label, state.shape[1]).unsqueeze(2) * features.unsqueeze(1)
+
+    def predict_features(self, state, features):
+        return features @ state.mT
+
+
+def spelled_with_noise(pool):
+    """Every image is another one, and turning it shows."""
+    images = pool.image_set.images
+    noise = torch.randint(0, 100, images.shape, generator=torch.Generator().manual_seed(3)).to(torch.uint8)
+    return dataclasses.replace(
+        pool, image_set=dataclasses.replace(pool.image_set, images=images // 2 + noise)
+    ).with_rotations()
+
+
+def image_by_image(learner):
+    """The same learner, to whom evaluation shows the images."""
+    learner.answer = lambda batch: type(learner).answer(learner, batch)
+    assert not learner.answers_from_features
+    return learner
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("protocol", [KShot(5, 1, 3), Stream(5, 20, counts="random")], ids=str)
+def test_answers_from_features_are_those_to_the_images(pool, name, protocol):
+    torch.manual_seed(0)
+    learner = build_learner(name, (1, 4, 4), 5, SMALL[name])
+    source = EpisodeSampler(spelled_with_noise(pool), protocol, episode_seed=1)
+    embedded = evaluate(learner, source, 60, batch_size=7)
+    shown = evaluate(image_by_image(learner), source, 60, batch_size=7)
+    assert embedded.answers.equals(shown.answers)
+    assert embedded.episodes_digest == shown.episodes_digest == source.digest(60)
+    assert vars(embedded).keys() == vars(shown).keys()
+    assert embedded.ci95_classes == shown.ci95_classes
+
+
+def test_each_drawing_is_embedded_once_and_no_others(pool):
+    learner = Embedding()
+    source = EpisodeSampler(spelled_with_noise(pool), KShot(5, 1, 3), episode_seed=1)
+    evaluate(learner, source, 9, batch_size=2)
+    drawn = source.indices(0, 9)
+    drawings = torch.stack([drawn.turns, drawn.images]).flatten(1).unique(dim=1)
+    assert len(learner.embedded) == drawings.shape[1] < len(source.pool) * PER_CLASS / 4
+    shown = torch.cat([source.batch(0, 9).support.images, source.batch(0, 9).query_images], dim=1)
+    expected = {image.numpy().tobytes() for image in shown.flatten(0, 1)}
+    assert {image.numpy().tobytes() for image in learner.embedded} == expected
+
+
+def test_features_too_large_to_keep_are_computed_whenever_they_are_shown(pool, monkeypatch):
+    source = EpisodeSampler(pool, KShot(5, 1, 3), episode_seed=1)
+    kept = evaluate(Embedding(), source, 20)
+    monkeypatch.setattr("fewshot.harness.features.FEATURE_BYTES", 1000)
+    learner = Embedding()
+    assert evaluate(learner, source, 20).answers.equals(kept.answers)
+    assert len(learner.embedded) > 20 * 20
+
+
+def test_distorted_images_are_shown_as_they_are(pool):
+    source = EpisodeSampler(
+        pool, KShot(5, 1, 3), episode_seed=1, augment=Augment(angle_degrees=90, shift=0.5)
+    )
+    learner = Embedding()
+    evaluate(learner, source, 20)
+    assert len(learner.embedded) == 20 * 20
+    assert len({image.numpy().tobytes() for image in learner.embedded}) > PER_CLASS * CLASSES
+
+
+def test_a_source_that_makes_its_batches_in_its_own_way_is_shown_as_it_is(pool):
+    class Blank(EpisodeSampler):
+        def batch(self, start, count):
+            batch = super().batch(start, count)
+            return batch._replace(query_images=torch.zeros_like(batch.query_images))
+
+    answers = evaluate(Embedding(), Blank(pool, KShot(5, 1, 3), episode_seed=1), 20).answers
+    assert set(np.concatenate(answers["answers"].to_pylist())) == {0}
+
+
+def test_any_source_of_numbered_episodes_will_do(pool):
+    class Wrapped:
+        def __init__(self, sampler):
+            self.pool, self.protocol = sampler.pool, sampler.protocol
+            self.batches, self.digest = sampler.batches, sampler.digest
+
+    source = EpisodeSampler(pool, KShot(5, 1, 3), episode_seed=1)
+    expected = evaluate(Embedding(), source, 20)
+    assert evaluate(Embedding(), Wrapped(source), 20).answers.equals(expected.answers)
+
+
+def test_features_may_take_part_in_gradients_of_the_answer(pool):
+    class FitsAHead(Embedding):
+        def predict_features(self, state, features):
+            with torch.enable_grad():
+                head = state.clone().requires_grad_()
+                (gradient,) = torch.autograd.grad((features @ head.mT).square().sum(), head)
+            return features @ (state - 0.01 * gradient).mT
+
+    source = EpisodeSampler(pool, KShot(5, 1, 3), episode_seed=1)
+    expected = evaluate(image_by_image(FitsAHead()), source, 20)
+    assert evaluate(FitsAHead(), source, 20).answers.equals(expected.answers)

@@ -12,6 +12,7 @@ from fewshot.episodes.source import presentation
 from fewshot.errors import LearnerError
 from fewshot.learners.base import Learner
 from fewshot.learners.check import PROMISES, check_learner
+from fewshot.learners.embedding import EmbeddingLearner
 from fewshot.learners.registry import build_learner, learner_names
 
 IMAGE_SHAPE = (1, 8, 8)
@@ -192,12 +193,50 @@ class ExplodesInTraining(ClassMeans):
         return super().loss(batch) / 0
 
 
+class MeansOfFeatures(EmbeddingLearner):
+    """The same method as an `EmbeddingLearner`; it keeps its promises."""
+
+    def __init__(self) -> None:
+        super().__init__(IMAGE_SHAPE, WAY)
+        self.scale = nn.Parameter(torch.tensor(0.1))
+
+    def start(self, batch: int, way: int) -> State:
+        return torch.zeros(batch, way, 64), torch.zeros(batch, way, 1)
+
+    def embed(self, images: Tensor) -> Tensor:
+        return self.scale * images.flatten(-3)
+
+    def observe_features(self, state: State, features: Tensor, label: Tensor) -> State:
+        sums, counts = state
+        shown = F.one_hot(label, sums.shape[1]).to(features).unsqueeze(2)
+        return sums + shown * features.unsqueeze(1), counts + shown
+
+    def predict_features(self, state: State, features: Tensor) -> Tensor:
+        sums, counts = state
+        means = sums / counts.clamp(min=1)
+        return -(features.unsqueeze(2) - means.unsqueeze(1)).square().sum(-1)
+
+
+class AnswersFeaturesDifferently(MeansOfFeatures):
+    """A faster way for features with a mistake."""
+
+    def answer_features(self, batch: EpisodeBatch) -> Tensor:
+        return 2 * super().answer_features(batch)
+
+
+class EmbedsTogether(MeansOfFeatures):
+    """Batch norm over the images embedded side by side."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        return super().embed(images) / images.std()
+
+
 class Crashes(ClassMeans):
     def observe(self, state: State, image: Tensor, label: Tensor) -> State:
         raise RuntimeError("only K-shot\nhere")
 
 
-BROKEN: dict[type[ClassMeans], tuple[str, str]] = {
+BROKEN: dict[type[ClassMeans | MeansOfFeatures], tuple[str, str]] = {
     KeepsStateOnTheModule: ("state is a value that goes in and out", "another episode in between"),
     WritesIntoTheState: ("state is a value that goes in and out", "writes into the state"),
     LearnsFromQueries: ("no query tells about another", "transductive is not declared"),
@@ -217,6 +256,8 @@ BROKEN: dict[type[ClassMeans], tuple[str, str]] = {
     ForgetsWhenSaved: ("weights can be saved and loaded", "saved and loaded"),
     TrainsHalf: ("training reaches every parameter", "no gradient to unused"),
     ExplodesInTraining: ("training reaches every parameter", "not one finite number"),
+    AnswersFeaturesDifferently: ("features stand for images", "K-shot answers to images and to their"),
+    EmbedsTogether: ("features stand for images", "each image embedded by itself"),
     Crashes: ("a support set is its images observed", "raised RuntimeError: only K-shot here"),
 }
 
@@ -227,8 +268,21 @@ def test_every_registered_learner_keeps_its_promises(name: str) -> None:
     check_learner(build_learner(name, IMAGE_SHAPE, WAY, SMALL.get(name, {})))
 
 
-def test_the_learner_that_the_broken_ones_are_made_of_is_whole() -> None:
-    check_learner(ClassMeans())
+@pytest.mark.parametrize("whole", [ClassMeans, MeansOfFeatures])
+def test_the_learners_that_the_broken_ones_are_made_of_are_whole(whole: type[Learner]) -> None:
+    check_learner(whole())  # type: ignore[call-arg]
+
+
+def test_a_subclass_that_answers_images_in_its_own_way_is_not_asked_about_features() -> None:
+    class Negated(MeansOfFeatures):
+        def predict(self, state: State, images: Tensor) -> Tensor:
+            return -super().predict(state, images)
+
+    learner = MeansOfFeatures()
+    assert learner.answers_from_features
+    assert not Negated().answers_from_features
+    learner.predict = lambda state, images: images  # type: ignore[method-assign]
+    assert not learner.answers_from_features
 
 
 def test_what_stands_at_steps_that_are_not_asked_is_nobodys_concern() -> None:
@@ -258,7 +312,7 @@ def test_the_loss_of_a_stream_is_that_of_the_steps_asked() -> None:
 
 
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.__name__)
-def test_each_broken_promise_is_named(broken: type[ClassMeans]) -> None:
+def test_each_broken_promise_is_named(broken: type[ClassMeans | MeansOfFeatures]) -> None:
     promise, seen = BROKEN[broken]
     with pytest.raises(LearnerError) as caught:
         check_learner(broken())
