@@ -7,7 +7,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fewshot.episodes.hashing import fold, uniform
@@ -37,7 +36,7 @@ class Augment:
                 raise EpisodeError(f"augmentation's {name} must lie in 0..{largest:g}; got {value}")
 
     def maps(self, keys: Tensor) -> Tensor:
-        """(..., 2, 3) float32 affine maps, drawn from int64 hashes (...)."""
+        """(..., 2, 3) float32 affine maps, drawn from int64 hashes (...), as `warp` takes them."""
         draws = fold(keys.unsqueeze(-1), torch.arange(5, device=keys.device))
         angle, across, down, size, slant = (2 * uniform(draws) - 1).unbind(-1)
         angle = angle * math.radians(self.angle_degrees)
@@ -48,14 +47,3 @@ class Augment:
         first = torch.stack((cos, cos * slant - sin, 2 * self.shift * across), dim=-1)
         second = torch.stack((sin, sin * slant + cos, 2 * self.shift * down), dim=-1)
         return torch.stack((first, second), dim=-2)
-
-
-def warp(images: Tensor, maps: Tensor) -> Tensor:
-    """Distort each image, in one bilinear resampling; what comes in from outside is zero, the paper.
-
-    images: (..., channel, height, width) float, not yet normalised; maps: (..., 2, 3) from output to input,
-    in coordinates that span -1..1 over the image.
-    """
-    flat = images.flatten(0, -4)
-    grid = F.affine_grid(maps.flatten(0, -3), list(flat.shape), align_corners=False)
-    return F.grid_sample(flat, grid, padding_mode="zeros", align_corners=False).view_as(images)

@@ -15,6 +15,7 @@ from fewshot.episodes.hashing import draw_distinct, fold, key_of, uniform_below
 from fewshot.episodes.protocol import KShot, Protocol, Stream, bounds
 from fewshot.episodes.source import EpisodeIndices, EpisodeSource, check_range, presentation
 from fewshot.errors import EpisodeError
+from fewshot.kernels.draw import Drawn, EpisodeShape, PoolTables, draw_episodes
 
 SAMPLER_VERSION = 1
 """Raised by hand when the episodes behind recorded figures may move."""
@@ -48,56 +49,57 @@ class EpisodeSampler(EpisodeSource):
         names = ("shapes", "classes", "images", "order", "augmentation")
         meaning = _meaning(protocol)
         self._keys = {name: key_of(pool.digest, meaning, episode_seed, name) for name in names}
-        self._first_image = pool.first_image.to(self.device)
-        self._images_per_class = pool.images_per_class.to(self.device)
+        # On the CPU, where a batch is drawn in one call; the device gets the numbers when they are finished.
+        group = pool.group
+        group_size = torch.bincount(group)
+        tables = (
+            pool.first_image,
+            pool.images_per_class,
+            pool.quarter_turns,
+            group.argsort(stable=True),
+            group_size.cumsum(0) - group_size,
+            group_size,
+        )
+        self._tables = PoolTables(*(table.to("cpu", torch.int64).contiguous() for table in tables))
         self._most_images = int(pool.images_per_class.max())
-        # Classes side by side with their group's others, and where each group begins among them.
-        group = pool.group.to(self.device)
-        self._by_group = group.argsort(stable=True)
-        self._group = group[self._by_group]
-        self._group_size = torch.bincount(group)
-        self._group_start = self._group_size.cumsum(0) - self._group_size
 
     def batch(self, start: int, count: int) -> EpisodeBatch:
         indices = self.indices(start, count)
         if self.augment is None:
             return self.render(indices)
-        image = torch.arange(indices.images.shape[1], device=self.device)
-        keys = fold(self._episode_keys("augmentation", start, count).unsqueeze(1), image)
-        return self.render(indices, self.augment.maps(keys))
+        keys = fold(self._episode_keys("augmentation", start, count), torch.arange(indices.labels.shape[1]))
+        return self.render(indices, self.augment.maps(keys).to(self.device, non_blocking=True))
 
     def indices(self, start: int, count: int) -> EpisodeIndices:
         check_range(start, count)
+        shape = self._shape(start, count)
+        choices = self._choices(shape.way)
+        keys = (self._keys["classes"], self._keys["images"], self._keys["order"])
+        drawn = draw_episodes(start, count, shape, self._tables, choices, keys)
+        if drawn is None:
+            drawn = self._draw(start, count, shape, choices)
+        return EpisodeIndices(*drawn, shape.support).each(
+            lambda part: part.to(self.device, non_blocking=True)
+        )
+
+    def _shape(self, start: int, count: int) -> EpisodeShape:
+        """That of all the episodes."""
         protocol = self.protocol
         if isinstance(protocol, Stream):
-            way, support = protocol.way, 0
-            class_ids = self._classes(start, count, way)
-            labels = self._stream_labels(start, class_ids)
-            nth = presentation(labels, way) - 1
-            draws = protocol.length // way if protocol.counts == "exact" else protocol.length
-        else:
-            way, shot = self._shape(start, count)
-            support, draws = way * shot, shot + protocol.query
-            class_ids = self._classes(start, count, way)
-            random = self._order(start, count, way * draws)
-            shown, asked = random[:, :support], random[:, support:]
-            items = torch.cat((shown.argsort(dim=1), support + asked.argsort(dim=1)), dim=1)
-            labels, nth = items % way, items // way
-        drawn = self._images_of(start, class_ids, min(draws, self._most_images))
-        episode = torch.arange(count, device=self.device).unsqueeze(1)
-        images = drawn[nth, episode, labels]
-        return EpisodeIndices(class_ids, images, self._turns[class_ids].gather(1, labels), labels, support)
+            independent = protocol.counts == "random"
+            draws = (
+                min(protocol.length, self._most_images) if independent else protocol.length // protocol.way
+            )
+            return EpisodeShape(protocol.way, protocol.length, 0, draws, independent)
+        way, shot = self._way_and_shot(protocol, start, count)
+        draws = shot + protocol.query
+        return EpisodeShape(way, way * draws, way * shot, draws)
 
-    def _episode_keys(self, stream: str, start: int, count: int) -> Tensor:
-        return fold(self._keys[stream], torch.arange(start, start + count, device=self.device))
-
-    def _shape(self, start: int, count: int) -> tuple[int, int]:
-        """way and shot of the episodes."""
-        assert isinstance(self.protocol, KShot)
-        (low_way, high_way), (low_shot, high_shot) = bounds(self.protocol.way), bounds(self.protocol.shot)
-        if not self.protocol.variable:
+    def _way_and_shot(self, protocol: KShot, start: int, count: int) -> tuple[int, int]:
+        (low_way, high_way), (low_shot, high_shot) = bounds(protocol.way), bounds(protocol.shot)
+        if not protocol.variable:
             return low_way, low_shot
-        block = self.protocol.block
+        block = protocol.block
         blocks = torch.arange(start // block, (start + count - 1) // block + 1)
         keys = fold(fold(self._keys["shapes"], blocks), torch.arange(2).unsqueeze(1))
         ways = low_way + uniform_below(keys[0], high_way - low_way + 1)
@@ -111,33 +113,56 @@ class EpisodeSampler(EpisodeSource):
             )
         return shapes[0]
 
-    def _classes(self, start: int, count: int, way: int) -> Tensor:
+    def _choices(self, way: int) -> Tensor | None:
+        """The groups that an episode's classes may come from; None: any class goes with any.
+
+        A group's chance is proportional to its number of classes: so all classes are drawn equally often.
+        """
+        if not self.protocol.within_group:
+            return None
+        group_of_each = self.pool.group[self._tables.by_group]
+        return group_of_each[self._tables.group_size[group_of_each] >= way]
+
+    def _episode_keys(self, stream: str, start: int, count: int) -> Tensor:
+        """(batch, 1)"""
+        return fold(self._keys[stream], torch.arange(start, start + count).unsqueeze(1))
+
+    def _draw(self, start: int, count: int, shape: EpisodeShape, choices: Tensor | None) -> Drawn:
+        """The episodes in plain torch: what `draw.c` does, written so that it can be read."""
+        way, shown, support, draws, independent = shape
+        class_ids = self._classes(start, count, way, choices)
+        # Hashes by which an episode is ordered; no two of an episode are equal.
+        random = fold(self._episode_keys("order", start, count), torch.arange(shown))
+        if support:
+            items = torch.cat(
+                (random[:, :support].argsort(dim=1), support + random[:, support:].argsort(dim=1)), dim=1
+            )
+            labels, nth = items % way, items // way
+        else:
+            labels = (
+                self._independent_labels(random, class_ids) if independent else random.argsort(dim=1) % way
+            )
+            nth = presentation(labels, way) - 1
+        drawn = self._images_of(start, class_ids, draws)
+        images = drawn[nth, torch.arange(count).unsqueeze(1), labels]
+        return Drawn(class_ids, images, self._tables.turns[class_ids].gather(1, labels), labels)
+
+    def _classes(self, start: int, count: int, way: int, choices: Tensor | None) -> Tensor:
         """(batch, way) class ids, distinct."""
         keys = self._episode_keys("classes", start, count)
-        random = fold(keys, torch.arange(way, device=self.device).unsqueeze(1))
-        if not self.protocol.within_group:
+        random = fold(keys, torch.arange(way)).T
+        if choices is None:
             return draw_distinct(random, len(self.pool)).T.contiguous()
-        # A group's chance is proportional to its number of classes: so all classes are drawn equally often.
-        choices = self._group[self._group_size[self._group] >= way]
-        group = choices[uniform_below(fold(keys, torch.tensor(way, device=self.device)), len(choices))]
-        position = self._group_start[group] + draw_distinct(random, self._group_size[group])
-        return self._by_group[position].T.contiguous()
+        group = choices[uniform_below(fold(keys, torch.tensor(way)).squeeze(1), len(choices))]
+        position = self._tables.group_start[group] + draw_distinct(random, self._tables.group_size[group])
+        return self._tables.by_group[position].T.contiguous()
 
-    def _order(self, start: int, count: int, length: int) -> Tensor:
-        """(batch, length) hashes, by which an episode is ordered; no two of an episode are equal."""
-        keys = self._episode_keys("order", start, count).unsqueeze(1)
-        return fold(keys, torch.arange(length, device=self.device))
-
-    def _stream_labels(self, start: int, class_ids: Tensor) -> Tensor:
-        """(batch, length) labels."""
-        assert isinstance(self.protocol, Stream)
-        count, way = class_ids.shape
-        random = self._order(start, count, self.protocol.length)
-        if self.protocol.counts == "exact":
-            return random.argsort(dim=1) % way
+    def _independent_labels(self, random: Tensor, class_ids: Tensor) -> Tensor:
+        """(batch, length) labels, from hashes."""
+        way = class_ids.shape[1]
         labels = uniform_below(random, way)
         # Rarely a class runs out of images; only then is its episode drawn step by step.
-        supply = self._images_per_class[class_ids]
+        supply = self._tables.images_per_class[class_ids]
         short = (presentation(labels, way) > supply.gather(1, labels)).any(dim=1)
         if short.any():
             labels[short] = _draw_while_supplied(random[short], supply[short])
@@ -145,10 +170,11 @@ class EpisodeSampler(EpisodeSource):
 
     def _images_of(self, start: int, class_ids: Tensor, draws: int) -> Tensor:
         """(draws, batch, way) rows of the image set, distinct in each class as far as its images reach."""
-        label = torch.arange(class_ids.shape[1], device=self.device)
-        keys = fold(self._episode_keys("images", start, len(class_ids)).unsqueeze(1), label)
-        random = fold(keys, torch.arange(draws, device=self.device).view(-1, 1, 1))
-        return self._first_image[class_ids] + draw_distinct(random, self._images_per_class[class_ids])
+        keys = fold(self._episode_keys("images", start, len(class_ids)), torch.arange(class_ids.shape[1]))
+        random = fold(keys, torch.arange(draws).view(-1, 1, 1))
+        return self._tables.first_image[class_ids] + draw_distinct(
+            random, self._tables.images_per_class[class_ids]
+        )
 
 
 def _draw_while_supplied(random: Tensor, supply: Tensor) -> Tensor:

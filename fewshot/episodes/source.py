@@ -7,7 +7,8 @@ that episodes drawn by the sampler and episodes read from a published list look 
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
@@ -15,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewshot.data.split import ClassPool
-from fewshot.episodes.augment import warp
 from fewshot.episodes.batch import EpisodeBatch, KShotBatch, StreamBatch, Support
 from fewshot.episodes.protocol import Protocol
 from fewshot.errors import EpisodeError
+from fewshot.kernels.gather import gather
 
 _DIGEST_BATCH = 256
 
@@ -63,11 +64,11 @@ class EpisodeSource(ABC):
         self.protocol = protocol
         self.device = torch.device(device)
         self._images = image_set.images.to(self.device)
-        std = torch.tensor(image_set.std, device=self.device).view(-1, 1, 1)
-        mean = torch.tensor(image_set.mean, device=self.device).view(-1, 1, 1)
+        std = torch.tensor(image_set.std, dtype=torch.float32, device=self.device)
+        mean = torch.tensor(image_set.mean, dtype=torch.float32, device=self.device)
         self._scale = 1 / (255 * std)
         self._offset = -mean / std
-        self._turns = pool.quarter_turns.to(self.device)
+        self._rotated = pool.rotated
 
     @abstractmethod
     def indices(self, start: int, count: int) -> EpisodeIndices:
@@ -90,9 +91,29 @@ class EpisodeSource(ABC):
             start = end
 
     def batches(self, start: int, count: int, batch_size: int) -> Iterator[EpisodeBatch]:
-        """Episodes start..start+count-1 in batches of at most batch_size, in order."""
-        for span in self.spans(start, count, batch_size):
-            yield self.batch(*span)
+        """Episodes start..start+count-1 in batches of at most batch_size, in order, each made `ahead`."""
+        return self.ahead(self.spans(start, count, batch_size))
+
+    def ahead(self, spans: Iterable[tuple[int, int]]) -> Iterator[EpisodeBatch]:
+        """The batch of each (start, count), made in the background while the caller works on the one before.
+
+        Two batches are held at a time. What goes wrong is raised when that batch is asked for. The thread
+        ends with the iterator: when that is used up, closed or forgotten. Where torch may use one thread
+        only, and on a GPU, whose work is queued anyway, batches are made when they are asked for.
+        """
+        if torch.get_num_threads() == 1 or self.device.type != "cpu":
+            for span in spans:
+                yield self.batch(*span)
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="episodes ahead") as worker:
+            coming: Future[EpisodeBatch] | None = None
+            for span in spans:
+                following = worker.submit(self.batch, *span)
+                if coming is not None:
+                    yield coming.result()
+                coming = following
+            if coming is not None:
+                yield coming.result()
 
     def digest(self, count: int) -> str:
         """SHA-256 over the integers of episodes 0..count-1, in hexadecimal; the same on every machine."""
@@ -107,34 +128,19 @@ class EpisodeSource(ABC):
     def render(self, indices: EpisodeIndices, maps: Tensor | None = None) -> EpisodeBatch:
         """The episodes with their images; maps: (batch, image, 2, 3), where images are to be distorted."""
         class_ids, rows, turns, labels, support = indices
-
-        def images(first: int, last: int) -> Tensor:
-            pixels = self._gather(rows[:, first:last], turns[:, first:last])
-            if maps is not None:
-                pixels = warp(pixels, maps[:, first:last])
-            return pixels.mul_(self._scale).add_(self._offset)
-
-        last = rows.shape[1]
+        shown, asked = gather(
+            self._images,
+            rows,
+            support,
+            self._scale,
+            self._offset,
+            turns=turns if self._rotated else None,
+            maps=maps,
+        )
         if not support:
-            return StreamBatch(
-                images(0, last), labels, presentation(labels, indices.way), class_ids, indices.way
-            )
-        shown = Support(images(0, support), labels[:, :support], indices.way)
-        return KShotBatch(shown, images(support, last), labels[:, support:], class_ids)
-
-    def _gather(self, rows: Tensor, turns: Tensor) -> Tensor:
-        """(batch, image, channel, height, width) float32 in 0..255, turned."""
-        if not self.pool.rotated:
-            pixels = self._images.index_select(0, rows.flatten())
-        else:
-            # In order of turns, whole runs of images turn at once; then each goes back to its place.
-            order = turns.flatten().argsort()
-            runs = torch.bincount(turns.flatten(), minlength=4).tolist()
-            sorted_pixels = self._images.index_select(0, rows.flatten()[order])
-            parts = torch.split(sorted_pixels, runs)
-            turned = torch.cat([part.rot90(turn, (2, 3)) for turn, part in enumerate(parts)])
-            pixels = turned.index_select(0, order.argsort())
-        return pixels.view(*rows.shape, *pixels.shape[1:]).to(torch.float32)
+            return StreamBatch(asked, labels, presentation(labels, indices.way), class_ids, indices.way)
+        learned = Support(shown, labels[:, :support], indices.way)
+        return KShotBatch(learned, asked, labels[:, support:], class_ids)
 
 
 def presentation(labels: Tensor, way: int) -> Tensor:

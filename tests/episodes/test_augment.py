@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewshot.episodes.augment import Augment, warp
+from fewshot.episodes.augment import Augment
 from fewshot.episodes.hashing import fold
 from fewshot.errors import EpisodeError
+from fewshot.kernels.gather import warp
 
 KEYS = fold(1, torch.arange(5000))
 STILL = Augment(angle_degrees=0, shift=0)

@@ -17,6 +17,7 @@ from fewshot.episodes.protocol import Counts, KShot, Protocol, Stream
 from fewshot.episodes.sampler import SAMPLER_VERSION, EpisodeSampler
 from fewshot.episodes.source import class_draws, presentation
 from fewshot.errors import EpisodeError
+from fewshot.kernels import native
 
 
 def make_pool(
@@ -310,6 +311,45 @@ def test_an_episode_does_not_depend_on_its_batch(protocol: Protocol, augment: Au
     assert same(whole, again.batch(0, 10))
 
 
+@pytest.mark.skipif(native.library("draw") is None, reason="no C compiler here")
+@settings(deadline=None, max_examples=80)
+@given(pools, st.one_of(kshots(), streams()), seeds, st.integers(0, 2**40), st.integers(1, 40))
+def test_the_kernel_draws_what_plain_torch_draws(
+    pool: ClassPool, protocol: Protocol, seed: int, start: int, count: int
+) -> None:
+    sampler = EpisodeSampler(pool, protocol, seed)
+    ours = sampler.indices(start, count)
+    with native.plain_torch():
+        plain = sampler.indices(start, count)
+    assert same(ours, plain)
+    for part in ours[:4]:
+        assert part.is_contiguous()
+
+
+@pytest.mark.skipif(native.library("draw") is None, reason="no C compiler here")
+@pytest.mark.parametrize(
+    ("images_per_class", "protocol"),
+    [
+        ([9] * 100, KShot(100, 2, 7)),  # as many classes as there are, long orders
+        ([300] * 3, Stream(3, 700, "random")),  # many images of a class
+        ([2, 3, 7], Stream(3, 12, "random")),  # classes run out of images
+        (
+            [8] * 23,
+            KShot((2, 5), (1, 3), 2, within_group=True, block=3),
+        ),  # groups that are too small at times
+        ([1] * 2, Stream(2, 2)),
+    ],
+)
+def test_the_kernel_draws_what_plain_torch_draws_at_the_edges(
+    images_per_class: list[int], protocol: Protocol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler = EpisodeSampler(make_pool(images_per_class, group_size=7), protocol, 0)
+    with native.plain_torch():
+        plain = sampler.digest(60)
+    monkeypatch.setattr(sampler, "_draw", None)  # so that nothing but the kernel can have drawn
+    assert sampler.digest(60) == plain
+
+
 def test_varying_episodes_do_not_depend_on_their_batches() -> None:
     sampler = EpisodeSampler(POOL, KShot((2, 5), (1, 4), 2, block=6), 0)
     singles = [sampler.batch(number, 1) for number in range(30)]
@@ -352,8 +392,10 @@ def test_streams_of_hashes_are_independent() -> None:
     assert chisquare(torch.bincount(joint, minlength=8).numpy()).pvalue > 1e-4
 
 
-def test_pinned_digests() -> None:
+@pytest.mark.parametrize("switch", ["1", "0"])
+def test_pinned_digests(switch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever changes these changes every recorded figure: raise SAMPLER_VERSION with them."""
+    monkeypatch.setenv(native.SWITCH_VARIABLE, switch)
     assert SAMPLER_VERSION == 1
     pool = UNEVEN.with_rotations()
     digests = {
