@@ -1,5 +1,6 @@
 """MAML against a plain loop over episodes, and what it says of itself."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -8,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fewshot.episodes.batch import KShotBatch, StreamBatch, Support
+from fewshot.episodes.batch import EpisodeBatch, KShotBatch, StreamBatch, Support
 from fewshot.episodes.source import presentation
 from fewshot.errors import LearnerError
+from fewshot.learners import maml
 from fewshot.learners.check import check_learner
 from fewshot.learners.maml import Fomaml, GradientLearner, Maml
 
@@ -57,7 +59,10 @@ def plain_answer(learner: GradientLearner, images: Tensor, labels: Tensor, asked
             name: weight - learner.inner_learning_rate * gradient
             for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
         }
-    if learner.transductive:
+    if learner.statistics == "apart":
+        alone: Tensor = functional_call(network, weights, (asked,))
+        return alone
+    if learner.statistics == "together":
         together: Tensor = functional_call(network, weights, (torch.cat([images, asked]),))
         return together[len(images) :]
     single = [functional_call(network, weights, (torch.cat([images, one[None]]),))[-1] for one in asked]
@@ -82,6 +87,7 @@ def plain_loss(learner: GradientLearner, batch: KShotBatch) -> Tensor:
         {"inner_steps": 3},
         {"downsample": "pool"},
         {"statistics": "single", "inner_steps": 2},
+        {"statistics": "apart", "downsample": "pool"},
     ],
 )
 def test_loss_and_meta_gradient_are_those_of_a_plain_loop(
@@ -96,6 +102,50 @@ def test_loss_and_meta_gradient_are_those_of_a_plain_loop(
         torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-9)
 
 
+def loss_and_gradients(learner: GradientLearner, batch: EpisodeBatch) -> list[Tensor]:
+    loss = learner.loss(batch)
+    return [loss.detach(), *torch.autograd.grad(loss, list(learner.parameters()))]
+
+
+@pytest.mark.parametrize("learner_class", [Maml, Fomaml])
+@pytest.mark.parametrize("downsample", ["stride", "pool"])
+def test_kernels_give_the_meta_gradient_of_exact_arithmetic(
+    learner_class: type[GradientLearner], downsample: str
+) -> None:
+    """With widths that fill the vectors of a processor, as those of the other tests do not."""
+    exact = build(learner_class, widths=(16, 32), downsample=downsample, inner_steps=2).train()
+    rounded, batch = copy.deepcopy(exact).float(), kshot()
+    support = batch.support._replace(images=batch.support.images.float())
+    single = batch._replace(support=support, query_images=batch.query_images.float())
+    fast, plain = loss_and_gradients(rounded, single), loss_and_gradients(exact, batch)
+    for ours, theirs in zip(fast, plain, strict=True):
+        assert (ours - theirs).norm() <= 1e-4 * theirs.norm()
+
+
+@pytest.mark.parametrize("batch", [kshot(), stream(4)], ids=["kshot", "stream"])
+def test_a_batch_in_parts_gives_the_same(batch: EpisodeBatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = build(Maml, inner_steps=2).train()
+    whole, answers = loss_and_gradients(learner, batch), learner.answer(batch).detach()
+    seen: list[int] = []
+    adapt = maml.same_weights
+    monkeypatch.setattr(maml, "same_weights", lambda *given: seen.append(given[-1]) or adapt(*given))
+    shown, asked = (6, 6) if isinstance(batch, KShotBatch) else (12, 1)
+    for budget, largest in ((3 * learner.bytes_per_episode(shown, asked), 3), (1, 1)):
+        monkeypatch.setattr(maml, "BYTES_TOGETHER", budget)
+        seen.clear()
+        for ours, theirs in zip(loss_and_gradients(learner, batch), whole, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(learner.answer(batch).detach(), answers, rtol=1e-9, atol=1e-12)
+        assert max(seen) == largest
+
+
+def test_the_loss_alone_is_that_of_training() -> None:
+    learner, batch = build(Maml).train(), kshot()
+    with torch.no_grad():
+        alone = learner.loss(batch)
+    torch.testing.assert_close(alone, learner.loss(batch).detach())
+
+
 def test_first_order_leaves_something_out() -> None:
     batch = kshot()
     second, first = (
@@ -105,7 +155,7 @@ def test_first_order_leaves_something_out() -> None:
     assert (second - first).norm() > 0.01 * second.norm()
 
 
-@pytest.mark.parametrize("statistics", ["together", "single"])
+@pytest.mark.parametrize("statistics", ["together", "apart", "single"])
 def test_evaluation_takes_its_own_number_of_steps_without_a_graph(statistics: str) -> None:
     learner = build(Maml, inner_steps=1, inner_steps_test=4, statistics=statistics).eval()
     batch = kshot()
@@ -139,7 +189,7 @@ def test_statistics_decide_whether_it_is_transductive() -> None:
     others = batch._replace(
         query_images=torch.cat([batch.query_images[:, :1], batch.query_images[:, 1:] + 1], 1)
     )
-    for statistics, transductive in (("together", True), ("single", False)):
+    for statistics, transductive in (("together", True), ("apart", True), ("single", False)):
         learner = build(Maml, statistics=statistics).eval()
         assert learner.transductive is transductive
         with torch.no_grad():
@@ -153,7 +203,9 @@ def test_one_pixel_of_one_image_is_normalised_all_the_same() -> None:
     assert learner.predict(state, torch.randn(1, 2, 1, 4, 4)).isfinite().all()
 
 
-@pytest.mark.parametrize("options", [{"downsample": "pool"}, {"statistics": "single"}])
+@pytest.mark.parametrize(
+    "options", [{"downsample": "pool"}, {"statistics": "apart"}, {"statistics": "single"}]
+)
 def test_promises_are_kept_whatever_the_options(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     check_learner(Maml(IMAGE_SHAPE, WAY, **SMALL, **options))

@@ -1,0 +1,205 @@
+"""3x3 convolutions with a kernel for each group of images, differentiable any number of times.
+
+A learner that adapts its weights has weights of its own for every episode. torch then convolves episode by
+episode, or in one grouped convolution; either way small maps cost more to hand over than to compute, and
+torch's own backward of the backward takes gradients of kernels for kernels as large as the maps. Here the
+three operations (the convolution, its gradient by the maps, its gradient by the kernels) are all derivatives
+of one form that is linear in maps, kernels and output's gradient. So each is the derivative of the others,
+and three operations that are fast (`convolve.c`) are all that any order of gradient takes.
+
+Where a kernel cannot be used (a GPU, another dtype, channels that do not fill vectors, no compiler) torch's
+grouped convolutions compute the same, to rounding.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.grad import conv2d_input, conv2d_weight
+
+from fewshot.errors import LearnerError
+from fewshot.kernels.native import address, library
+
+SIDE = 3
+"""Of the kernels, which are square; maps are padded by one pixel of zeros on each side."""
+
+
+def convolve(maps: Tensor, kernels: Tensor, stride: int = 1) -> Tensor:
+    """Convolve each group of images with its own kernel.
+
+    maps: (groups * images, in, row, column), the images of a group side by side; fast in channels-last memory
+    format, in which the result is. kernels: (groups, 3, 3, in, out), an axis order that keeps the sums of one
+    pixel side by side; where groups share one kernel, an expanded tensor (no stride from group to group).
+    """
+    convolved: Tensor = _Convolve.apply(maps, kernels, stride)
+    return convolved
+
+
+class _Convolve(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, maps: Tensor, kernels: Tensor, stride: int) -> Tensor:
+        context.save_for_backward(maps, kernels)
+        context.stride = stride
+        size = [(side - 1) // stride + 1 for side in maps.shape[2:]]
+        native = _native(kernels.shape[-1], maps, kernels)
+        if native is None:
+            return _plain_convolve(maps, kernels, stride)
+        return _run(native, maps, kernels, size, stride, backward=False)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        maps, kernels = context.saved_tensors
+        by_maps, by_kernels, _ = context.needs_input_grad
+        return (
+            _MapsGradient.apply(gradient, kernels, maps.shape, context.stride) if by_maps else None,
+            _KernelGradient.apply(maps, gradient, len(kernels), context.stride) if by_kernels else None,
+            None,
+        )
+
+
+class _MapsGradient(torch.autograd.Function):
+    """(output's gradient, kernels) -> gradient by the maps; shape: the maps'."""
+
+    @staticmethod
+    def forward(context: Any, gradient: Tensor, kernels: Tensor, shape: torch.Size, stride: int) -> Tensor:
+        context.save_for_backward(gradient, kernels)
+        context.stride = stride
+        native = _native(shape[1], gradient, kernels)
+        if native is None:
+            return _plain_maps_gradient(gradient, kernels, shape, stride)
+        return _run(native, gradient, kernels.mT, shape[2:], stride, backward=True)
+
+    @staticmethod
+    def backward(context: Any, maps: Tensor) -> tuple[Tensor | None, ...]:
+        gradient, kernels = context.saved_tensors
+        by_gradient, by_kernels, *_ = context.needs_input_grad
+        return (
+            _Convolve.apply(maps, kernels, context.stride) if by_gradient else None,
+            _KernelGradient.apply(maps, gradient, len(kernels), context.stride) if by_kernels else None,
+            None,
+            None,
+        )
+
+
+class _KernelGradient(torch.autograd.Function):
+    """(maps, output's gradient) -> gradient by the kernels, one of each group."""
+
+    @staticmethod
+    def forward(context: Any, maps: Tensor, gradient: Tensor, groups: int, stride: int) -> Tensor:
+        context.save_for_backward(maps, gradient)
+        context.stride = stride
+        native = _native(gradient.shape[1], maps, gradient)
+        if native is None:
+            return _plain_kernel_gradient(maps, gradient, groups, stride)
+        kernels = maps.new_empty(groups, SIDE, SIDE, maps.shape[1], gradient.shape[1])
+        maps, gradient = _channels_last(maps), _channels_last(gradient)
+        images, (channels, *size) = len(maps) // groups, maps.shape[1:]
+        out_channels, *out_size = gradient.shape[1:]
+        numbers = (groups, images, *size, channels, *out_size, out_channels, stride)
+        failed = native.kernel_gradient(
+            *map(address, (maps, gradient, kernels)), *map(ctypes.c_ssize_t, numbers), torch.get_num_threads()
+        )
+        return _made(kernels, failed)
+
+    @staticmethod
+    def backward(context: Any, kernels: Tensor) -> tuple[Tensor | None, ...]:
+        maps, gradient = context.saved_tensors
+        by_maps, by_gradient, *_ = context.needs_input_grad
+        return (
+            _MapsGradient.apply(gradient, kernels, maps.shape, context.stride) if by_maps else None,
+            _Convolve.apply(maps, kernels, context.stride) if by_gradient else None,
+            None,
+            None,
+        )
+
+
+def _native(width: int, *given: Tensor) -> ctypes.CDLL | None:
+    """The one place that chooses between the kernel and plain torch; width: channels of the result."""
+    if not all(part.dtype == torch.float32 and part.device.type == "cpu" and part.numel() for part in given):
+        return None
+    native = library("convolve")
+    return native if native is not None and width % native.lanes_of_a_vector() == 0 else None
+
+
+def _run(
+    native: ctypes.CDLL, maps: Tensor, kernels: Tensor, size: Sequence[int], stride: int, *, backward: bool
+) -> Tensor:
+    """kernels: (groups, 3, 3, from, to); size: rows and columns of the result."""
+    groups, width = len(kernels), kernels.shape[-1]
+    maps = _channels_last(maps)
+    out = maps.new_empty(len(maps), *size, width).permute(0, 3, 1, 2)
+    packed = (kernels[:1] if _shared(kernels) else kernels).contiguous()
+    kernel_stride = packed[0].numel() if len(packed) > 1 else 0
+    channels, *from_size = maps.shape[1:]
+    numbers = (groups, len(maps) // groups, *from_size, channels, *size, width, kernel_stride, stride)
+    failed = native.convolve(
+        *map(address, (maps, packed, out)),
+        *map(ctypes.c_ssize_t, numbers),
+        int(backward),
+        torch.get_num_threads(),
+    )
+    return _made(out, failed)
+
+
+def _made(result: Tensor, failed: int) -> Tensor:
+    if failed:
+        raise LearnerError("a convolution found no memory for its copies: lower the batch")
+    return result
+
+
+def _channels_last(maps: Tensor) -> Tensor:
+    return maps.contiguous(memory_format=torch.channels_last)
+
+
+def _shared(kernels: Tensor) -> bool:
+    return kernels.stride(0) == 0 or len(kernels) == 1
+
+
+def _plain_convolve(maps: Tensor, kernels: Tensor, stride: int) -> Tensor:
+    groups, weights = _as_torch(kernels)
+    return _apart(F.conv2d(_beside(maps, groups), weights, stride=stride, padding=1, groups=groups), groups)
+
+
+def _plain_maps_gradient(gradient: Tensor, kernels: Tensor, shape: torch.Size, stride: int) -> Tensor:
+    groups, weights = _as_torch(kernels)
+    count, channels, *size = shape
+    beside = [count // groups, groups * channels, *size]
+    by_maps = conv2d_input(  # type: ignore[no-untyped-call]
+        beside, weights, _beside(gradient, groups), stride=stride, padding=1, groups=groups
+    )
+    return _apart(by_maps, groups)
+
+
+def _plain_kernel_gradient(maps: Tensor, gradient: Tensor, groups: int, stride: int) -> Tensor:
+    channels, out_channels = maps.shape[1], gradient.shape[1]
+    by_kernels: Tensor = conv2d_weight(  # type: ignore[no-untyped-call]
+        _beside(maps, groups),
+        [groups * out_channels, channels, SIDE, SIDE],
+        _beside(gradient, groups),
+        stride=stride,
+        padding=1,
+        groups=groups,
+    )
+    return by_kernels.reshape(groups, out_channels, channels, SIDE, SIDE).permute(0, 3, 4, 2, 1).contiguous()
+
+
+def _as_torch(kernels: Tensor) -> tuple[int, Tensor]:
+    """The number of groups that torch has to tell apart, and their kernels: (groups * out, in, 3, 3)."""
+    told_apart = kernels[:1] if _shared(kernels) else kernels
+    return len(told_apart), told_apart.permute(0, 4, 3, 1, 2).flatten(0, 1)
+
+
+def _beside(maps: Tensor, groups: int) -> Tensor:
+    """(groups * images, channel, ...) -> (images, groups * channel, ...)."""
+    size = maps.shape[2:]
+    return maps.reshape(groups, -1, *maps.shape[1:]).transpose(0, 1).reshape(len(maps) // groups, -1, *size)
+
+
+def _apart(maps: Tensor, groups: int) -> Tensor:
+    """The inverse of `_beside`, in channels-last memory format."""
+    images, size = len(maps), maps.shape[2:]
+    apart = maps.reshape(images, groups, -1, *size).transpose(0, 1).reshape(images * groups, -1, *size)
+    return _channels_last(apart)
