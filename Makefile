@@ -28,8 +28,8 @@ results: $(USER_STAMP)  ## make what is missing of the recorded results (hours),
 	for suite in quickstart omniglot_first omniglot_inductive glyphs_to_omniglot; do \
 		$(BIN)/fewshot run benchmarks/$$suite.toml && $(BIN)/fewshot verify results/$$suite || exit; done
 
-bench: $(USER_STAMP)  ## measure speed against its limit, in one run
-	$(BIN)/python benchmarks/speed/episodes.py
+bench: $(USER_STAMP)  ## measure speed beside other packages and the limits of the machine: 20 minutes on two cores
+	$(BIN)/fewshot bench
 
 clean:  ## remove the environment and what tools leave behind, never data or results
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -287,6 +287,21 @@ def verify(
     raise typer.Exit(1 if bad else 0)
 
 
+@app.command()
+def bench(
+    out: Annotated[
+        Path, typer.Option(help="Folder for speed.csv and the plots; the recorded one is results/speed.")
+    ] = Path("results/mine/speed"),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Two minutes, without the measures that train to an accuracy.")
+    ] = False,
+) -> None:
+    """Measure speed beside other packages and the machine's limits, in one run of at most 20 minutes."""
+    from fewshot.harness.bench import run_bench
+
+    raise typer.Exit(run_bench(out, quick))
+
+
 @data_app.command("get")
 def data_get(
     name: Annotated[str, typer.Argument(help="Data set.")],

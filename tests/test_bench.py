@@ -1,0 +1,293 @@
+"""`fewshot bench`: what it writes and prints, and that a peer which cannot be had leaves empty cells.
+
+How fast anything is, is no test's business.
+"""
+
+import csv
+import io
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks.speed import __main__ as bench
+from benchmarks.speed import peers, time_to_accuracy
+from benchmarks.speed.cost import Cost
+from benchmarks.speed.evaluation import class_by_class
+from benchmarks.speed.lrua_step import plain_weights
+from benchmarks.speed.measure import COLUMNS, Rounds, Row, interleave, to_csv
+from benchmarks.speed.peer_worker import conv4
+from benchmarks.speed.peers import PeerEnvironment, PeerError, Worker, peer_environment
+from benchmarks.speed.plots import plot_costs
+from benchmarks.speed.prototypical_step import block_weights
+from benchmarks.speed.setting import Place, Setting, pool_rows
+from benchmarks.speed.steps import compare_step, operations, training_step
+from benchmarks.speed.table import to_text
+from fewshot.data.image_folder import load_image_folder
+from fewshot.episodes.batch import StreamBatch
+from fewshot.episodes.protocol import KShot
+from fewshot.episodes.sampler import EpisodeSampler
+from fewshot.episodes.source import presentation
+from fewshot.errors import RecordError
+from fewshot.harness.bench import run_bench
+from fewshot.learners.mann_paper import MannPaper
+from fewshot.learners.prototypical import Prototypical
+
+FAST = Row("episodes_5w1s", "cpu, 1 thread", "episodes/s", 4000.0, "learn2learn", 1000.0, 5000.0)
+SLOW = Row("maml_step", "cpu, 2 threads", "ms", 250.0, "learn2learn", 1000.0, 200.0, "first losses agree")
+ABSENT = Row(
+    "episodes_5w1s", "cpu, 1 thread", "episodes/s", 4000.0, "torchmeta", None, 5000.0, "it does not install"
+)
+
+
+@pytest.fixture
+def setting(image_folder: Path, tmp_path: Path) -> Setting:
+    """A small image folder, and no peer at all."""
+    nothing = PeerEnvironment(None, dict.fromkeys(peers.VERSIONS, "no network"))
+    return Setting(quick=True, peers=nothing, folder=tmp_path, images=load_image_folder(image_folder, 12))
+
+
+# --- What is written and printed ----------------------------------------------------------------------------
+
+
+def test_the_columns_of_speed_csv_are_these() -> None:
+    first, *rows = to_csv([FAST, ABSENT, SLOW]).splitlines()
+    assert first == "measure,device,ours,unit,peer,peer_value,ratio_to_peer,limit,fraction_of_limit"
+    assert rows == [
+        'episodes_5w1s,"cpu, 1 thread",4000,episodes/s,learn2learn,1000,4,5000,0.8',
+        'episodes_5w1s,"cpu, 1 thread",4000,episodes/s,torchmeta,,,5000,0.8',
+        'maml_step,"cpu, 2 threads",250,ms,learn2learn,1000,4,200,0.8',
+    ]
+
+
+def test_a_figure_keeps_its_digits_whatever_its_size() -> None:
+    for value in (0.00012345678, 1.5, 81214.3, 1234567.0):
+        (line,) = csv.DictReader(io.StringIO(to_csv([Row("help", "cpu, 1 thread", "s", value)])))
+        assert float(line["ours"]) == pytest.approx(value, rel=1e-3)
+        assert set(line) == set(COLUMNS)
+
+
+def test_the_table_names_each_device_once_and_fits_a_terminal() -> None:
+    text = to_text([FAST, ABSENT, SLOW])
+    assert text.count("cpu, 1 thread ") == 1
+    assert max(map(len, text.splitlines())) <= 100
+    lines = {line.split()[0]: line for line in text.splitlines() if line}
+    assert lines["episodes_5w1s"].split() == [
+        "episodes_5w1s", "learn2learn", "4,000", "/s", "1,000", "/s", "4.00×", "5,000", "/s", "80%",
+    ]  # fmt: skip
+    assert lines["torchmeta"].split() == ["torchmeta"]
+    assert "episodes_5w1s, cpu, 1 thread: it does not install" in text
+
+
+def test_a_plot_is_drawn_for_each_axis_that_was_measured(tmp_path: Path) -> None:
+    costs = [Cost("length", length, "mann_paper", 2.0 * length) for length in (10, 50)]
+    (path,) = plot_costs(costs, tmp_path, "a machine")
+    assert path.name == "cost_by_length.png"
+    with Image.open(path) as picture:
+        assert picture.size[0] > 600
+
+
+def test_a_run_writes_the_figures_and_the_machine(
+    setting: Setting,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(bench, "peer_environment", lambda: setting.peers)
+    monkeypatch.setattr(bench, "images_at_hand", lambda: setting.images)
+    monkeypatch.setattr(bench, "STAGES", (bench.Stage("first", lambda _: [FAST, ABSENT], 1, 1),))
+    bench.run(tmp_path / "out", quick=True, names=["first"])
+    assert (tmp_path / "out" / "speed.csv").read_text() == to_csv([FAST, ABSENT])
+    facts = json.loads((tmp_path / "out" / "machine.json").read_text())
+    assert facts["quick"] is True
+    assert facts["machine"]["cores"] >= 1
+    assert facts["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert "learn2learn" not in facts["versions"]
+    assert facts["notes"] == ["episodes_5w1s, cpu, 1 thread: it does not install"]
+    printed = capsys.readouterr()
+    assert str(tmp_path / "out") in printed.out
+    assert "first (1 of 1)" in printed.err
+
+
+def test_outside_of_a_checkout_it_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="needs benchmarks/speed of the source checkout"):
+        run_bench(tmp_path / "out", quick=True, checkout=tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_omniglot_the_time_to_an_accuracy_is_empty_and_says_why(setting: Setting) -> None:
+    rows = time_to_accuracy.measure(setting)
+    assert [row.measure for row in rows] == ["time_to_95_mann", "time_to_975_prototypical"]
+    assert all(row.ours is None and row.note for row in rows)
+
+
+# --- How it is measured -------------------------------------------------------------------------------------
+
+
+def test_sides_take_turns_and_the_median_is_of_one_piece_of_work() -> None:
+    turns: list[str] = []
+
+    def side(name: str, seconds: list[float]) -> Callable[[int], float]:
+        def work(count: int) -> float:
+            turns.append(name)
+            return count * seconds.pop(0)
+
+        return work
+
+    slow, quick = [1.0, 3.0, 2.0, 9.0], [0.05, 0.05, 0.06, 0.07, 0.08]
+    found = interleave({"slow": side("slow", slow), "quick": side("quick", quick)}, Rounds(3, 0.2))
+    assert turns == ["slow", "quick", "quick", *["slow", "quick"] * 3]
+    assert found == {"slow": pytest.approx(3.0), "quick": pytest.approx(0.07)}
+
+
+def test_operations_are_those_of_the_plain_path() -> None:
+    weight = torch.randn(8, 5, requires_grad=True)
+    assert operations(lambda: (torch.randn(3, 8) @ weight).sum().backward()) == 2 * (2 * 3 * 8 * 5)
+
+
+def test_an_absent_peer_leaves_its_cell_empty_and_says_why(setting: Setting) -> None:
+    def nobody() -> Worker:
+        return Worker(setting.peers.interpreter("learn2learn"), "learn2learn_maml", {})
+
+    row = compare_step(
+        setting, "maml_step", Place("cpu"), lambda: torch.zeros(()), 10, "learn2learn", nobody, 1e-5
+    )
+    assert row.peer == "learn2learn"
+    assert row.peer_value is None
+    assert row.ratio_to_peer is None
+    assert row.ours is not None
+    assert row.limit is not None
+    assert row.note == "learn2learn: no network"
+
+
+def test_a_peer_works_in_its_own_process_from_the_same_weights(setting: Setting) -> None:
+    torch.manual_seed(0)
+    learner = MannPaper((1, 3, 3), 3)
+    images, labels = torch.rand(2, 6, 1, 3, 3), torch.randint(0, 3, (2, 6))
+    batch = StreamBatch(images, labels, presentation(labels, 3), torch.zeros(2, 3, dtype=torch.int64), 3)
+    path = setting.folder / "step.pt"
+    given = {"weights": plain_weights(learner), "images": images.flatten(2), "labels": labels}
+    torch.save(given, path)
+    row = compare_step(
+        setting,
+        "lrua_step",
+        Place("cpu"),
+        training_step(learner, batch),
+        10,
+        "eager step",
+        lambda: Worker(
+            Path(sys.executable), "plain_lrua", {"step": str(path), "threads": 1, "device": "cpu"}
+        ),
+        1e-5,
+    )
+    assert "first losses differ by" in row.note
+    assert row.peer_value is not None
+    assert row.peer_value > 0
+
+
+def test_sides_that_do_not_compute_the_same_are_not_compared(setting: Setting) -> None:
+    class Other(Worker):
+        def __enter__(self) -> Self:
+            self.facts = {"loss": 2.5}
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    row = compare_step(
+        setting,
+        "maml_step",
+        Place("cpu"),
+        lambda: torch.tensor(2.0),
+        10,
+        "learn2learn",
+        lambda: Other(Path(), "learn2learn_maml", {}),
+        1e-5,
+    )
+    assert row.peer_value is None
+    assert row.note == "learn2learn: not compared, as its first loss differs from ours by 0.5"
+
+
+def test_a_peer_that_ends_says_so_in_one_line() -> None:
+    false = shutil.which("false")
+    if false is None:
+        pytest.skip("there is no program that only fails")
+    with pytest.raises(PeerError, match="it ended with exit code 1"), Worker(Path(false), "nobody", {}):
+        pass
+
+
+# --- What both sides are given ------------------------------------------------------------------------------
+
+
+def test_peers_are_given_the_images_of_the_pool_and_the_same_episodes(setting: Setting) -> None:
+    pool = setting.images.split("folders").test
+    rows = pool_rows(pool)
+    assert len(rows) == int(pool.images_per_class.sum())
+    sampler = EpisodeSampler(pool, KShot(3, 2, 2), episode_seed=0)
+    episodes = class_by_class(sampler, pool, 4, way=3)
+    assert episodes.shape == (4, 3, 4)
+    batch = sampler.indices(0, 4)
+    for episode in range(4):
+        for label in range(3):
+            mine = batch.labels[episode] == label
+            shown = rows[torch.from_numpy(episodes[episode, label])]
+            assert shown.tolist() == batch.images[episode][mine].tolist()
+            classes = np.searchsorted(pool.first_image.numpy(), shown.numpy(), "right") - 1
+            assert set(classes) == {int(batch.class_ids[episode, label])}
+
+
+def test_the_plain_network_is_ours(setting: Setting) -> None:
+    learner = Prototypical((1, 28, 28), 5).eval()
+    images = torch.rand(3, 1, 28, 28)
+    with torch.no_grad():
+        torch.testing.assert_close(conv4(block_weights(learner)).eval()(images), learner.backbone(images))
+
+
+# --- The peers' environment ---------------------------------------------------------------------------------
+
+
+def test_the_environment_is_built_once_and_again_where_it_lacks_a_peer(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[Path] = []
+    absent = {"torchmeta": "no network"}
+
+    def build(folder: Path) -> None:
+        built.append(folder)
+        (folder / "bin").mkdir(parents=True)
+        (folder / "bin" / "python").symlink_to(sys.executable)
+        (folder / "peers.json").write_text(json.dumps(absent))
+
+    monkeypatch.setattr(peers, "_build", build)
+    with pytest.raises(PeerError, match="no network"):
+        peer_environment().interpreter("torchmeta")
+    assert peer_environment().interpreter("easyfsl").is_file()
+    assert len(built) == 2, "an environment that lacks a peer is built again"
+    absent.clear()
+    python = peer_environment().interpreter("torchmeta")
+    assert peer_environment().interpreter("torchmeta") == python
+    assert len(built) == 3
+    (python.parents[1] / "peers.json").unlink()  # as where a build was killed
+    peer_environment()
+    assert len(built) == 4
+    assert [path.name for path in (own_cache / "peers").iterdir()] == [python.parents[1].name]
+
+
+def test_what_cannot_be_built_leaves_no_peer_and_one_line(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(folder: Path) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(peers, "_build", fail)
+    environment = peer_environment()
+    for peer in peers.VERSIONS:
+        with pytest.raises(PeerError, match="no space left"):
+            environment.interpreter(peer)
