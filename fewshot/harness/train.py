@@ -105,10 +105,9 @@ def train(
 
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         began = time.perf_counter() - log.seconds
-        enough = False
-        while run.step < settings.steps and not enough:
+        spans = ((step * settings.batch, settings.batch) for step in range(run.step, settings.steps))
+        for batch in source.ahead(spans):
             torch.manual_seed(_step_seed(train_seed, run.step))
-            batch = source.batch(run.step * settings.batch, settings.batch)
             loss = run.update(batch)
             run.count_draws(batch)
             run.step += 1
@@ -127,12 +126,13 @@ def train(
                 if accuracy > log.best_accuracy:
                     log.best_accuracy, log.best_step = accuracy, run.step
                     run.best = _copy(learner.state_dict())
-                enough = stop_when is not None and stop_when(evaluation)
             log.curve.append((run.step, run.step * settings.batch, log.seconds, shown, accuracy))
             run.save_if(due=validate)
             if on_progress:
                 seen = log.best_accuracy if log.best_step else None
                 on_progress(Progress(run.step, settings.steps, shown, seen))
+            if validate and stop_when is not None and stop_when(evaluation):
+                break
     learner.load_state_dict(run.best)
     calibrate(learner, split, log)
     return log
