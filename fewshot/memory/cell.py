@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewshot.kernels.lrua import ScanOptions, ScanState, can_scan, scan
 from fewshot.memory.controllers import CONTROLLERS, ControllerKind, ControllerState, LstmController
 from fewshot.memory.lrua import LeastUsed, LruaState, initial_state, lrua_step
 
@@ -123,12 +124,43 @@ class MemoryCell(nn.Module):
     def forward(
         self, state: MemoryState, inputs: Tensor, previous_labels: Tensor
     ) -> tuple[Tensor, MemoryState]:
-        projected = self.controller.project(torch.cat([inputs, previous_labels], dim=-1)).unbind(1)
+        projected = self.controller.project(torch.cat([inputs, previous_labels], dim=-1))
         offsets, content = self._interface_offsets(state.content, inputs, previous_labels)
+        run = (
+            self._scan
+            if can_scan(state.access.memory, state.access.read_weights, projected, offsets)
+            else self._step_by_step
+        )
+        outputs, state = run(state, projected, offsets)
+        return outputs, state._replace(content=content)
+
+    def _scan(self, state: MemoryState, projected: Tensor, offsets: Tensor) -> tuple[Tensor, MemoryState]:
+        """The whole sequence by the kernel."""
+        options = ScanOptions(
+            lstm=isinstance(self.controller, LstmController),
+            apart=self.add_vector == "apart",
+            shared=self.least_used == "shared",
+            usage_decay=self.usage_decay,
+            strength_offset=self.strength_offset,
+        )
+        recurrent = torch.cat([state.controller.hidden, state.reads.flatten(1)], dim=-1)
+        start = ScanState(recurrent, state.controller.cell, *state.access)
+        outputs, last = scan(
+            projected, offsets, self.controller.recurrent_weight, self.interface.weight, start, options
+        )
+        hidden, flat = last.recurrent.tensor_split([state.controller.hidden.shape[1]], dim=1)
+        reads = flat.reshape(state.reads.shape)
+        access = LruaState(last.memory, last.read_weights, last.usage)
+        return outputs, MemoryState(ControllerState(hidden, last.cell), access, reads, state.content)
+
+    def _step_by_step(
+        self, state: MemoryState, projected: Tensor, offsets: Tensor
+    ) -> tuple[Tensor, MemoryState]:
+        """The plain path: the reference, and for all that the kernel does not do."""
         weight = self.interface.weight.t()
-        controller, access, reads, _ = state
+        controller, access, reads, content = state
         hidden_steps, read_steps = [], []
-        for gates, offset in zip(projected, offsets.unbind(1), strict=True):
+        for gates, offset in zip(projected.unbind(1), offsets.unbind(1), strict=True):
             hidden, controller = self.controller(gates, reads.flatten(1), controller)
             reads, access = self._access(access, torch.addmm(offset, hidden, weight))
             hidden_steps.append(hidden)

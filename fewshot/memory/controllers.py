@@ -32,6 +32,11 @@ class LstmController(nn.Module):
         zeros = self.recurrent_gates.weight.new_zeros(batch, self.hidden_size)
         return ControllerState(zeros, zeros)
 
+    @property
+    def recurrent_weight(self) -> Tensor:
+        """(4 * hidden, hidden + reads): the map of [hidden ; reads] to the gates."""
+        return self.recurrent_gates.weight
+
     def project(self, inputs: Tensor) -> Tensor:
         """(..., input) -> (..., 4 * hidden): the inputs' share of the gates."""
         gates: Tensor = self.input_gates(inputs)
@@ -62,6 +67,11 @@ class FeedforwardController(nn.Module):
     def start(self, batch: int) -> ControllerState:
         empty = self.recurrent_layer.weight.new_zeros(batch, 0)
         return ControllerState(empty, empty)
+
+    @property
+    def recurrent_weight(self) -> Tensor:
+        """(hidden, reads): the map of the reads to the hidden layer."""
+        return self.recurrent_layer.weight
 
     def project(self, inputs: Tensor) -> Tensor:
         """(..., input) -> (..., hidden)."""

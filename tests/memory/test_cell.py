@@ -1,5 +1,6 @@
 """The controllers and the cells against slow twins; the tied content path; sequences in one piece or many."""
 
+import copy
 import itertools
 import math
 from typing import Any
@@ -18,6 +19,7 @@ from fewshot.memory.controllers import (
     FeedforwardController,
     LstmController,
 )
+from fewshot.memory.lrua import LruaState
 
 Array = NDArray[np.float64]
 KINDS: tuple[ControllerKind, ...] = ("lstm", "feedforward")
@@ -57,8 +59,13 @@ def sequence(batch: int, steps: int) -> tuple[Tensor, Tensor]:
     return inputs, previous
 
 
-def slow_cell(cell: MemoryCell, inputs: Array, previous: Array) -> Array:
-    """The cell with an LSTM over one episode, in NumPy, head by head and slot by slot: (step, output)."""
+def slow_cell(
+    cell: MemoryCell, inputs: Array, previous: Array, start: tuple[Array, Array, Array] | None = None
+) -> tuple[Array, tuple[Array, Array, Array]]:
+    """The cell with an LSTM over one episode, in NumPy, head by head and slot by slot.
+
+    start: memory, read weights and usage; gives (step, output) and the last of them.
+    """
     value = {name: parameter.detach().numpy() for name, parameter in cell.named_parameters()}
     heads, word, slots, hidden_size = cell.read_heads, cell.word_size, cell.num_slots, 7
     hidden, memory_cell = np.zeros(hidden_size), np.zeros(hidden_size)
@@ -67,6 +74,8 @@ def slow_cell(cell: MemoryCell, inputs: Array, previous: Array) -> Array:
     read_weights[:, 0] = 1
     usage = np.zeros(slots)
     usage[0] = 1
+    if start is not None:
+        memory, read_weights, usage = start[0], start[1].copy(), start[2]
     reads, last_content = np.zeros((heads, word)), np.zeros(heads * word)
     outputs = []
     for x, label in zip(inputs, previous, strict=True):
@@ -110,21 +119,50 @@ def slow_cell(cell: MemoryCell, inputs: Array, previous: Array) -> Array:
             reads[head] = read_weights[head] @ memory
         usage = cell.usage_decay * usage + read_weights.sum(0) + write_weights.sum(0)
         outputs.append(np.concatenate([hidden, reads.ravel()]))
-    return np.array(outputs)
+    return np.array(outputs), (memory, read_weights, usage)
 
 
-@pytest.mark.parametrize(
+variants = pytest.mark.parametrize(
     "changes",
     [{}, PAPER, {"tie": False}, {"least_used": "shared"}, {"gate_bias": -2.0, "strength_offset": 1.0}],
     ids=["strong", "paper", "no_tie", "shared", "gate_and_strength"],
 )
+
+
+@variants
 def test_the_cell_equals_the_slow_twin(changes: dict[str, Any]) -> None:
     cell = small_cell(**changes)
     inputs, previous = sequence(2, 9)
     outputs, _ = cell(cell.start(2), inputs, previous)
     for episode in range(2):
-        twin = slow_cell(cell, inputs[episode].numpy(), previous[episode].numpy())
+        twin, _ = slow_cell(cell, inputs[episode].numpy(), previous[episode].numpy())
         np.testing.assert_allclose(outputs[episode].detach().numpy(), twin, atol=1e-9)
+
+
+@variants
+def test_in_single_precision_too_which_may_run_in_a_kernel(changes: dict[str, Any]) -> None:
+    """From a memory in which no two slots are alike, so that rounding does not choose between them."""
+    cell = small_cell(**changes)
+    inputs, previous = sequence(2, 9)
+    generator = torch.Generator().manual_seed(2)
+    access = LruaState(
+        torch.randn(2, 6, 3, dtype=torch.double, generator=generator),
+        torch.randn(2, 2, 6, dtype=torch.double, generator=generator).softmax(-1),
+        torch.rand(2, 6, dtype=torch.double, generator=generator),
+    )
+    single = copy.deepcopy(cell).float()
+    state = single.start(2)._replace(access=LruaState(*(part.float() for part in access)))
+    outputs, last = single(state, inputs.float(), previous.float())
+    for episode in range(2):
+        start = (
+            access.memory[episode].numpy(),
+            access.read_weights[episode].numpy(),
+            access.usage[episode].numpy(),
+        )
+        twin, end = slow_cell(cell, inputs[episode].numpy(), previous[episode].numpy(), start)
+        np.testing.assert_allclose(outputs[episode].detach().numpy(), twin, atol=1e-5)
+        for part, expected in zip(last.access, end, strict=True):
+            np.testing.assert_allclose(part[episode].detach().numpy(), expected, atol=2e-5)
 
 
 def test_lstm_equals_torchs() -> None:
