@@ -1,8 +1,9 @@
 /* Batch norm, ReLU and 2x2 max pooling as one operation, with its gradient and the gradient of that.
 
    Maps are float32 in channels-last order: [group * images][height][width][channels], the images of a group
-   side by side; each group is normalised by its own statistics. Sums are float32 within a few rows, double
-   between them, and are combined image by image, so the result does not depend on the number of threads.
+   side by side; each group is normalised by its own statistics. Channels are a multiple of LANES. Sums are
+   float32 within a row, double between rows, and are combined image by image, so that the result does not
+   depend on the number of threads.
 
    Per channel, with N positions in a group, x the maps, m their mean and r = 1 / sqrt(variance + epsilon):
 
@@ -21,391 +22,370 @@
      dd_x     = r (h - mean(h) - n mean(h n)) - scale r^2 T n,  h = -scale r (B v + W u) + v_scale u
 */
 
-#ifdef __GNUC__
+#if !defined(__clang__)
 #pragma GCC optimize("fp-contract=fast")
 #endif
 
 #include <math.h>
 #include <stdint.h>
+#include <string.h>
 
 #define EPSILON 1e-5
-enum { CLOSED = 255, CHUNK = 4096, LONGEST = 256 };
+#define INLINE static inline __attribute__((always_inline))
+
+enum { LANES = 16, CLOSED = 255 };
+
+typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t masks __attribute__((vector_size(4 * LANES)));
+typedef uint8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
 
 typedef struct {
     long groups, images, height, width, channels, window; /* window: 2 with pooling, else 1 */
 } shape;
 
-static long pixels(const shape *s) { return s->height * s->width; }
+static long positions(const shape *s) { return s->height * s->width; }
 static long cells(const shape *s) { return (s->height / s->window) * (s->width / s->window); }
+
+INLINE lanes load(const float *from) { return *(const lanes *)from; }
+INLINE void store(lanes values, float *to) { *(lanes *)to = values; }
+INLINE masks places(const uint8_t *code) { return __builtin_convertvector(*(const bytes *)code, masks); }
+INLINE lanes only(masks which, lanes values) { return (lanes)(which & (masks)values); }
+INLINE lanes choose(masks which, lanes yes, lanes no)
+{
+    return (lanes)((which & (masks)yes) | (~which & (masks)no));
+}
+
+INLINE void add(lanes values, float *to) { store(load(to) + values, to); }
+
+/* Adds a row's sums to the image's and begins the next row. */
+static void finish_row(long count, float *row, double *totals)
+{
+    for (long i = 0; i < count; i++) {
+        totals[i] += row[i];
+        row[i] = 0;
+    }
+}
+
+/* The sum over a group's images, in their order; an image's: [terms][channels]. */
+static void sum_images(const shape *s, long group, long terms, const double *parts, double *total)
+{
+    const long count = terms * s->channels;
+    memset(total, 0, sizeof(double) * (size_t)count);
+    for (long image = group * s->images; image < (group + 1) * s->images; image++)
+        for (long i = 0; i < count; i++)
+            total[i] += parts[image * count + i];
+}
 
 /* --- Statistics ------------------------------------------------------------------------------------------ */
 
-/* Mean and sum of squared deviations of one image, in two sweeps over pieces that stay in the first cache. */
-static void image_moments(const shape *s, const float *restrict maps, double *restrict mean,
-                          double *restrict squares, float *restrict part)
+/* Mean and sum of squared deviations of one image, row by row; room: [2][channels]. */
+static void image_moments(const shape *s, const float *maps, double *mean, double *squares, float *room)
 {
-    const long channels = s->channels, total = pixels(s);
-    long piece = CHUNK / channels;
-    piece = piece < 1 ? 1 : piece > LONGEST ? LONGEST : piece;
-    float *restrict centre = part, *restrict sum = part + channels;
-    for (long c = 0; c < channels; c++)
-        mean[c] = squares[c] = 0;
-    for (long begin = 0; begin < total; begin += piece) {
-        const long count = begin + piece < total ? piece : total - begin;
-        const float *restrict rows = maps + begin * channels;
-        for (long c = 0; c < channels; c++)
-            sum[c] = 0;
-        for (long p = 0; p < count; p++)
-#pragma omp simd
-            for (long c = 0; c < channels; c++)
-                sum[c] += rows[p * channels + c];
+    const long channels = s->channels, size = s->width * channels;
+    float *centre = room, *sum = room + channels;
+    memset(mean, 0, sizeof(double) * (size_t)channels);
+    memset(squares, 0, sizeof(double) * (size_t)channels);
+    for (long y = 0; y < s->height; y++) {
+        const float *row = maps + y * size;
+        memset(sum, 0, sizeof(float) * (size_t)channels);
+        for (long x = 0; x < size; x += channels)
+            for (long c = 0; c < channels; c += LANES)
+                add(load(row + x + c), sum + c);
         for (long c = 0; c < channels; c++) {
-            centre[c] = sum[c] / (float)count;
+            centre[c] = sum[c] / (float)s->width;
             sum[c] = 0;
         }
-        for (long p = 0; p < count; p++)
-#pragma omp simd
-            for (long c = 0; c < channels; c++) {
-                const float deviation = rows[p * channels + c] - centre[c];
-                sum[c] += deviation * deviation;
+        for (long x = 0; x < size; x += channels)
+            for (long c = 0; c < channels; c += LANES) {
+                const lanes away = load(row + x + c) - load(centre + c);
+                add(away * away, sum + c);
             }
-        /* What joins has its own mean (Chan, Golub and LeVeque 1979). */
-        const double share = (double)count / (double)(begin + count);
+        /* What joins has a mean of its own (Chan, Golub and LeVeque 1979). */
+        const double share = 1.0 / (double)(y + 1), weight = share * (double)(y * s->width);
         for (long c = 0; c < channels; c++) {
             const double away = centre[c] - mean[c];
             mean[c] += away * share;
-            squares[c] += sum[c] + away * away * share * (double)begin;
+            squares[c] += sum[c] + away * away * weight;
         }
     }
 }
 
-/* Over the images of each group: mean and (biased) variance, [groups][channels]. */
-static void group_moments(const shape *s, const double *image_parts, float *mean, float *variance)
+/* Over the images of each group: mean and (biased) variance, [groups][channels]; room: [2][channels]. */
+static void group_moments(const shape *s, const double *parts, double *room, float *mean, float *variance)
 {
     const long channels = s->channels;
-    for (long group = 0; group < s->groups; group++)
-        for (long c = 0; c < channels; c++) {
-            double all = 0, squares = 0;
-            for (long image = 0; image < s->images; image++) {
-                const double *part = image_parts + (group * s->images + image) * 2 * channels;
-                const double share = 1.0 / (double)(image + 1), away = part[c] - all;
-                all += away * share;
-                squares += part[channels + c] + away * away * share * (double)image * (double)pixels(s);
+    const double count = (double)positions(s);
+    for (long group = 0; group < s->groups; group++) {
+        double *all = room, *squares = room + channels;
+        memset(room, 0, sizeof(double) * (size_t)(2 * channels));
+        for (long image = 0; image < s->images; image++) {
+            const double *part = parts + (group * s->images + image) * 2 * channels;
+            const double share = 1.0 / (double)(image + 1), weight = share * (double)image * count;
+            for (long c = 0; c < channels; c++) {
+                const double away = part[c] - all[c];
+                all[c] += away * share;
+                squares[c] += part[channels + c] + away * away * weight;
             }
-            mean[group * channels + c] = (float)all;
-            variance[group * channels + c] = (float)(squares / (double)(s->images * pixels(s)));
         }
+        for (long c = 0; c < channels; c++) {
+            mean[group * channels + c] = (float)all[c];
+            variance[group * channels + c] = (float)(squares[c] / ((double)s->images * count));
+        }
+    }
 }
 
 /* --- Windows --------------------------------------------------------------------------------------------- */
 
-typedef struct {
-    long at[4]; /* where a window's positions are, from its first one, in floats */
-} taps;
+/* Where a window's positions are, from its first one, in floats. */
+#define POSITIONS(s) {0, (s)->channels, (s)->width * (s)->channels, ((s)->width + 1) * (s)->channels}
 
-static taps taps_of(const shape *s)
-{
-    const long across = s->channels, down = s->width * s->channels;
-    return (taps){{0, across, down, down + across}};
-}
+/* Of row y of windows: the offsets of a first position and of what a window becomes, for each vector from c. */
+#define FOR_EACH_WINDOW(s, y, c, x, o)                                                                         \
+    for (long column_ = 0; column_ < (s)->width / (s)->window; column_++)                                      \
+        for (long c = 0, x = ((y) * (s)->width + column_) * (s)->window * (s)->channels,                       \
+                  o = ((y) * ((s)->width / (s)->window) + column_) * (s)->channels;                            \
+             c < (s)->channels; c += LANES, x += LANES, o += LANES)
 
-/* Calls `at_cell(x, o)` with the offsets in an image of a window's first float and of what it becomes. */
-#define FOR_EACH_CELL(s, x, o)                                                                                 \
-    for (long row_ = 0, o = 0; row_ < (s)->height / (s)->window; row_++)                                       \
-        for (long column_ = 0, x = row_ * (s)->window * (s)->width * (s)->channels;                            \
-             column_ < (s)->width / (s)->window;                                                               \
-             column_++, x += (s)->window * (s)->channels, o += (s)->channels)
-
-/* The pixels of an odd last row and column, which are in no window. */
-#define FOR_EACH_LEFT_OVER(s, x)                                                                               \
+/* The offsets of the pixels of an odd last row and column, which are in no window. */
+#define FOR_EACH_LEFT_OVER(s, c, x)                                                                            \
     for (long row_ = 0; row_ < (s)->height; row_++)                                                            \
-        for (long column_ = row_ < (s)->height / (s)->window * (s)->window                                     \
+        for (long column_ = row_ / (s)->window < (s)->height / (s)->window                                     \
                                 ? (s)->width / (s)->window * (s)->window                                       \
-                                : 0,                                                                           \
-                  x = (row_ * (s)->width + column_) * (s)->channels;                                           \
-             column_ < (s)->width; column_++, x += (s)->channels)
-
-#define INLINE static inline __attribute__((always_inline))
+                                : 0;                                                                           \
+             column_ < (s)->width; column_++)                                                                  \
+            for (long c = 0, x = (row_ * (s)->width + column_) * (s)->channels; c < (s)->channels;             \
+                 c += LANES, x += LANES)
 
 /* --- Forward --------------------------------------------------------------------------------------------- */
 
-INLINE void image_forward(const shape *s, const int count, const float *restrict maps,
-                          const float *restrict slope, const float *restrict offset, float *restrict out,
-                          uint8_t *restrict code)
+INLINE void image_forward(const shape *s, const int count, const float *maps, const float *mean,
+                          const float *slopes, const float *shifts, float *out, uint8_t *code)
 {
-    const taps tap = taps_of(s);
-    FOR_EACH_CELL(s, x, o)
-    {
-#pragma omp simd
-        for (long c = 0; c < s->channels; c++) {
-            float best = maps[x + c] * slope[c] + offset[c];
-            int place = 0;
+    const long at[4] = POSITIONS(s);
+    for (long y = 0; y < s->height / s->window; y++)
+        FOR_EACH_WINDOW(s, y, c, x, o)
+        {
+            const lanes centre = load(mean + c), slope = load(slopes + c), shift = load(shifts + c);
+            lanes best = (load(maps + x) - centre) * slope + shift;
+            masks place = {0};
             for (int k = 1; k < count; k++) {
-                const float value = maps[x + tap.at[k] + c] * slope[c] + offset[c];
-                const int better = (value > best) | (value != value);
-                best = better ? value : best;
-                place = better ? k : place;
+                const lanes value = (load(maps + x + at[k]) - centre) * slope + shift;
+                const masks better = (value > best) | (value != value);
+                best = choose(better, value, best);
+                place = (better & k) | (~better & place);
             }
-            out[o + c] = best <= 0 ? 0 : best; /* so that NaN stays NaN */
-            code[o + c] = (uint8_t)(best > 0 ? place : CLOSED);
+            const masks open = best > 0;
+            store(only(~(best <= 0), best), out + o); /* so that NaN stays NaN */
+            *(bytes *)(code + o) = __builtin_convertvector((open & place) | (~open & CLOSED), bytes);
         }
-    }
 }
 
-/* max(slope x + offset, 0), pooled; slope and offset: [groups][channels]. */
+/* max(slope (x - mean) + shift, 0), pooled; mean, slope and shift: [groups][channels]. */
 void affine_relu(long threads, long groups, long images, long height, long width, long channels, long window,
-                 const float *maps, const float *slope, const float *offset, float *out, uint8_t *code)
+                 const float *maps, const float *mean, const float *slope, const float *shift, float *out,
+                 uint8_t *code)
 {
     const shape s = {groups, images, height, width, channels, window};
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long image = 0; image < groups * images; image++) {
-        const float *map = maps + image * pixels(&s) * channels;
-        const long row = image / images * channels, begin = image * cells(&s) * channels;
+        const float *map = maps + image * positions(&s) * channels;
+        const long i = image / images * channels, o = image * cells(&s) * channels;
         if (window == 2)
-            image_forward(&s, 4, map, slope + row, offset + row, out + begin, code + begin);
+            image_forward(&s, 4, map, mean + i, slope + i, shift + i, out + o, code + o);
         else
-            image_forward(&s, 1, map, slope + row, offset + row, out + begin, code + begin);
+            image_forward(&s, 1, map, mean + i, slope + i, shift + i, out + o, code + o);
     }
 }
 
-/* scratch: [groups * images][3][channels] doubles. mean, variance, spread (r above): [groups][channels]. */
+/* mean, variance, spread (r above): [groups][channels]. scratch: [groups * images + 1][2][channels] doubles, then
+   [groups * images + groups][2][channels] floats. */
 void forward(long threads, long groups, long images, long height, long width, long channels, long window,
-             const float *maps, const float *scale, const float *shift, float *out, uint8_t *code,
-             float *mean, float *variance, float *spread, double *scratch)
+             const float *maps, const float *scale, const float *shift, float *out, uint8_t *code, float *mean,
+             float *variance, float *spread, double *scratch)
 {
     const shape s = {groups, images, height, width, channels, window};
-    float *part = (float *)(scratch + groups * images * 2 * channels);
+    float *rows = (float *)(scratch + (groups * images + 1) * 2 * channels);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long image = 0; image < groups * images; image++) {
         double *moments = scratch + image * 2 * channels;
-        image_moments(&s, maps + image * pixels(&s) * channels, moments, moments + channels,
-                      part + image * 2 * channels);
+        image_moments(&s, maps + image * positions(&s) * channels, moments, moments + channels,
+                      rows + image * 2 * channels);
     }
-    group_moments(&s, scratch, mean, variance);
-    float *slope = part, *offset = part + groups * channels;
-    for (long c = 0; c < groups * channels; c++) {
-        spread[c] = (float)(1.0 / sqrt((double)variance[c] + EPSILON));
-        slope[c] = scale[c] * spread[c];
-        offset[c] = shift[c] - mean[c] * slope[c];
+    double *room = scratch + groups * images * 2 * channels;
+    group_moments(&s, scratch, room, mean, variance);
+    float *slope = rows;
+    for (long i = 0; i < groups * channels; i++) {
+        spread[i] = (float)(1.0 / sqrt((double)variance[i] + EPSILON));
+        slope[i] = scale[i] * spread[i];
     }
-    affine_relu(threads, groups, images, height, width, channels, window, maps, slope, offset, out, code);
+    affine_relu(threads, groups, images, height, width, channels, window, maps, mean, slope, shift, out, code);
 }
 
 /* --- Backward -------------------------------------------------------------------------------------------- */
 
-/* Adds to total what part holds, [terms][channels], and clears it. */
-static void flush(long count, float *restrict part, double *restrict total)
+/* totals, and row for a row's: [2][channels], the sums of u and of u (x - m) over one image. */
+INLINE void image_sums(const shape *s, const int count, const float *maps, const float *mean,
+                       const float *gradient, const uint8_t *code, float *row, double *totals)
 {
-    for (long i = 0; i < count; i++) {
-        total[i] += part[i];
-        part[i] = 0;
-    }
-}
-
-/* Sums of u and of u (x - m) over one image. */
-INLINE void image_sums(const shape *s, const int count, const float *restrict maps,
-                       const float *restrict mean, const float *restrict gradient,
-                       const uint8_t *restrict code, double *restrict total, float *restrict part)
-{
-    const taps tap = taps_of(s);
-    const long channels = s->channels;
-    float *restrict plain = part, *restrict weighted = part + channels;
-    for (long i = 0; i < 2 * channels; i++)
-        total[i] = part[i] = 0;
-    long since = 0;
-    FOR_EACH_CELL(s, x, o)
-    {
-#pragma omp simd
-        for (long c = 0; c < channels; c++) {
-            const int place = code[o + c];
-            float picked = maps[x + c];
-            for (int k = 1; k < count; k++)
-                picked = place == k ? maps[x + tap.at[k] + c] : picked;
-            const float g = place == CLOSED ? 0 : gradient[o + c];
-            plain[c] += g;
-            weighted[c] += g * (picked - mean[c]);
-        }
-        if (++since == LONGEST) {
-            flush(2 * channels, part, total);
-            since = 0;
-        }
-    }
-    flush(2 * channels, part, total);
-}
-
-/* out = of_u u + of_x (x - m) + constant, everywhere. */
-INLINE void image_backward(const shape *s, const int count, const float *restrict maps,
-                           const float *restrict mean, const float *restrict gradient,
-                           const uint8_t *restrict code, const float *restrict of_u,
-                           const float *restrict of_x, const float *restrict constant, float *restrict out)
-{
-    const taps tap = taps_of(s);
-    const long channels = s->channels;
-    FOR_EACH_CELL(s, x, o)
-    {
-#pragma omp simd
-        for (long c = 0; c < channels; c++) {
-            const int place = code[o + c];
-            const float g = gradient[o + c] * of_u[c];
-            for (int k = 0; k < count; k++) {
-                const long i = x + tap.at[k] + c;
-                out[i] = (place == k ? g : 0) + of_x[c] * (maps[i] - mean[c]) + constant[c];
-            }
-        }
-    }
-    if (count > 1)
-        FOR_EACH_LEFT_OVER(s, x)
+    const long at[4] = POSITIONS(s), channels = s->channels;
+    memset(row, 0, sizeof(float) * (size_t)(2 * channels));
+    memset(totals, 0, sizeof(double) * (size_t)(2 * channels));
+    for (long y = 0; y < s->height / s->window; y++) {
+        FOR_EACH_WINDOW(s, y, c, x, o)
         {
-#pragma omp simd
-            for (long c = 0; c < channels; c++)
-                out[x + c] = of_x[c] * (maps[x + c] - mean[c]) + constant[c];
+            const masks place = places(code + o);
+            lanes picked = load(maps + x);
+            for (int k = 1; k < count; k++)
+                picked = choose(place == k, load(maps + x + at[k]), picked);
+            const lanes g = only(place != CLOSED, load(gradient + o));
+            add(g, row + c);
+            add(g * (picked - load(mean + c)), row + channels + c);
         }
+        finish_row(2 * channels, row, totals);
+    }
 }
 
-/* The sum over a group's images of one term, in their order. */
-static double over_images(const shape *s, const double *totals, long terms, long group, long term, long c)
+typedef struct { /* per channel; of_x is of x - m */
+    const float *of_u, *of_x, *constant;
+} terms;
+
+/* d_maps = of_u u + of_x (x - m) + constant. */
+INLINE void image_backward(const shape *s, const int count, const float *maps, const float *mean,
+                           const float *gradient, const uint8_t *code, terms of, float *d_maps)
 {
-    double sum = 0;
-    for (long image = 0; image < s->images; image++)
-        sum += totals[((group * s->images + image) * terms + term) * s->channels + c];
-    return sum;
+    const long at[4] = POSITIONS(s);
+    for (long y = 0; y < s->height / s->window; y++)
+        FOR_EACH_WINDOW(s, y, c, x, o)
+        {
+            const lanes centre = load(mean + c), of_x = load(of.of_x + c), constant = load(of.constant + c);
+            const masks place = places(code + o);
+            const lanes g = load(gradient + o) * load(of.of_u + c);
+            for (int k = 0; k < count; k++)
+                store(only(place == k, g) + ((load(maps + x + at[k]) - centre) * of_x + constant),
+                      d_maps + x + at[k]);
+        }
+    FOR_EACH_LEFT_OVER(s, c, x)
+        store((load(maps + x) - load(mean + c)) * load(of.of_x + c) + load(of.constant + c), d_maps + x);
 }
 
 /* gradient: of out; d_maps, d_scale, d_shift: what it is made into.
-   scratch: [groups * images][3][channels] doubles + [groups][2][channels] doubles. */
+   scratch: as in `forward`. */
 void backward(long threads, long groups, long images, long height, long width, long channels, long window,
               const float *gradient, const float *maps, const float *scale, const float *mean,
               const float *spread, const uint8_t *code, float *d_maps, float *d_scale, float *d_shift,
               double *scratch)
 {
     const shape s = {groups, images, height, width, channels, window};
-    const double positions = (double)(images * pixels(&s));
-    float *part = (float *)(scratch + groups * images * 2 * channels);
+    const double count = (double)(images * positions(&s));
+    float *rows = (float *)(scratch + (groups * images + 1) * 2 * channels);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long image = 0; image < groups * images; image++) {
-        const float *map = maps + image * pixels(&s) * channels, *m = mean + image / images * channels;
+        const float *map = maps + image * positions(&s) * channels, *m = mean + image / images * channels;
         const long o = image * cells(&s) * channels;
-        double *total = scratch + image * 2 * channels;
-        float *p = part + image * 2 * channels;
+        float *row = rows + image * 2 * channels;
+        double *totals = scratch + image * 2 * channels;
         if (window == 2)
-            image_sums(&s, 4, map, m, gradient + o, code + o, total, p);
+            image_sums(&s, 4, map, m, gradient + o, code + o, row, totals);
         else
-            image_sums(&s, 1, map, m, gradient + o, code + o, total, p);
+            image_sums(&s, 1, map, m, gradient + o, code + o, row, totals);
     }
-    float *of_u = (float *)(scratch + groups * images * 3 * channels);
-    float *of_x = of_u + groups * channels, *constant = of_x + groups * channels;
-    for (long group = 0; group < groups; group++)
+    double *sums = scratch + groups * images * 2 * channels;
+    float *of_u = rows, *of_x = of_u + groups * channels, *constant = of_x + groups * channels;
+    for (long group = 0; group < groups; group++) {
+        sum_images(&s, group, 2, scratch, sums);
         for (long c = 0; c < channels; c++) {
             const long i = group * channels + c;
-            const double r = spread[i], sum = over_images(&s, scratch, 2, group, 0, c);
-            const double weighted = over_images(&s, scratch, 2, group, 1, c) * r;
-            d_shift[i] = (float)sum;
+            const double r = spread[i], weighted = sums[channels + c] * r;
+            d_shift[i] = (float)sums[c];
             d_scale[i] = (float)weighted;
             of_u[i] = (float)(scale[i] * r);
-            of_x[i] = (float)(-scale[i] * r * r * weighted / positions);
-            constant[i] = (float)(-scale[i] * r * sum / positions);
+            of_x[i] = (float)(-scale[i] * r * r * weighted / count);
+            constant[i] = (float)(-scale[i] * r * sums[c] / count);
         }
+    }
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long image = 0; image < groups * images; image++) {
-        const long x = image * pixels(&s) * channels, o = image * cells(&s) * channels;
+        const long x = image * positions(&s) * channels, o = image * cells(&s) * channels;
         const long i = image / images * channels;
+        const terms of = {of_u + i, of_x + i, constant + i};
         if (window == 2)
-            image_backward(&s, 4, maps + x, mean + i, gradient + o, code + o, of_u + i, of_x + i, constant + i,
-                           d_maps + x);
+            image_backward(&s, 4, maps + x, mean + i, gradient + o, code + o, of, d_maps + x);
         else
-            image_backward(&s, 1, maps + x, mean + i, gradient + o, code + o, of_u + i, of_x + i, constant + i,
-                           d_maps + x);
+            image_backward(&s, 1, maps + x, mean + i, gradient + o, code + o, of, d_maps + x);
     }
 }
 
 /* --- Backward of the backward ---------------------------------------------------------------------------- */
 
-/* Sums of v, of v (x - m) and of v u over one image. */
-INLINE void image_sums_twice(const shape *s, const int count, const float *restrict maps,
-                             const float *restrict mean, const float *restrict gradient,
-                             const uint8_t *restrict code, const float *restrict v, double *restrict total,
-                             float *restrict part)
+/* totals, and row for a row's: [3][channels], the sums of v, of v (x - m) and of v u over one image. */
+INLINE void image_sums_twice(const shape *s, const int count, const float *maps, const float *mean,
+                             const float *gradient, const uint8_t *code, const float *v, float *row,
+                             double *totals)
 {
-    const taps tap = taps_of(s);
-    const long channels = s->channels;
-    float *restrict plain = part, *restrict weighted = part + channels, *restrict met = part + 2 * channels;
-    for (long i = 0; i < 3 * channels; i++)
-        total[i] = part[i] = 0;
-    long since = 0;
-    FOR_EACH_CELL(s, x, o)
-    {
-#pragma omp simd
-        for (long c = 0; c < channels; c++) {
-            const int place = code[o + c];
-            float sum = 0, product = 0, picked = 0;
-            for (int k = 0; k < count; k++) {
-                const long i = x + tap.at[k] + c;
-                sum += v[i];
-                product += v[i] * (maps[i] - mean[c]);
-                picked = place == k ? v[i] : picked;
-            }
-            plain[c] += sum;
-            weighted[c] += product;
-            met[c] += picked * gradient[o + c];
-        }
-        if (++since == LONGEST / count) {
-            flush(3 * channels, part, total);
-            since = 0;
-        }
-    }
-    if (count > 1)
-        FOR_EACH_LEFT_OVER(s, x)
+    const long at[4] = POSITIONS(s), channels = s->channels;
+    memset(row, 0, sizeof(float) * (size_t)(3 * channels));
+    memset(totals, 0, sizeof(double) * (size_t)(3 * channels));
+    for (long y = 0; y < s->height / s->window; y++) {
+        FOR_EACH_WINDOW(s, y, c, x, o)
         {
-#pragma omp simd
-            for (long c = 0; c < channels; c++) {
-                plain[c] += v[x + c];
-                weighted[c] += v[x + c] * (maps[x + c] - mean[c]);
+            const lanes centre = load(mean + c);
+            const masks place = places(code + o);
+            lanes plain = {0}, weighted = {0}, picked = {0};
+            for (int k = 0; k < count; k++) {
+                const lanes value = load(v + x + at[k]);
+                plain += value;
+                weighted += value * (load(maps + x + at[k]) - centre);
+                picked = choose(place == k, value, picked);
             }
+            add(plain, row + c);
+            add(weighted, row + channels + c);
+            add(picked * load(gradient + o), row + 2 * channels + c);
         }
-    flush(3 * channels, part, total);
+        finish_row(3 * channels, row, totals);
+    }
+    FOR_EACH_LEFT_OVER(s, c, x)
+    {
+        add(load(v + x), row + c);
+        add(load(v + x) * (load(maps + x) - load(mean + c)), row + channels + c);
+    }
+    finish_row(3 * channels, row, totals);
 }
 
-typedef struct { /* per channel */
-    const float *of_v, *of_u, *of_x, *constant; /* of dd_maps; of_x is of x - m */
-    const float *picked_of_v, *picked_constant; /* of dd_gradient, which shares of_u: there it is of x - m */
-} coefficients;
+typedef struct { /* per channel; of_x is of x - m */
+    const float *of_v, *of_u, *of_x, *constant; /* of dd_maps */
+    const float *picked_of_v, *picked_constant; /* of dd_gradient, whose of_x is the of_u above */
+} terms_twice;
 
-INLINE void image_backward_twice(const shape *s, const int count, const float *restrict maps,
-                                 const float *restrict mean, const float *restrict gradient,
-                                 const uint8_t *restrict code, const float *restrict v, coefficients of,
-                                 float *restrict dd_maps, float *restrict dd_gradient)
+INLINE void image_backward_twice(const shape *s, const int count, const float *maps, const float *mean,
+                                 const float *gradient, const uint8_t *code, const float *v, terms_twice of,
+                                 float *dd_maps, float *dd_gradient)
 {
-    const taps tap = taps_of(s);
-    const long channels = s->channels;
-    FOR_EACH_CELL(s, x, o)
-    {
-#pragma omp simd
-        for (long c = 0; c < channels; c++) {
-            const int place = code[o + c];
-            const float g = gradient[o + c] * of.of_u[c];
-            float picked = 0;
-            for (int k = 0; k < count; k++) {
-                const long i = x + tap.at[k] + c;
-                const float away = maps[i] - mean[c];
-                const float here = of.picked_of_v[c] * v[i] + of.of_u[c] * away + of.picked_constant[c];
-                picked = place == k ? here : picked;
-                dd_maps[i] = (place == k ? g : 0) + of.of_v[c] * v[i] + of.of_x[c] * away + of.constant[c];
-            }
-            dd_gradient[o + c] = picked;
-        }
-    }
-    if (count > 1)
-        FOR_EACH_LEFT_OVER(s, x)
+    const long at[4] = POSITIONS(s);
+    for (long y = 0; y < s->height / s->window; y++)
+        FOR_EACH_WINDOW(s, y, c, x, o)
         {
-#pragma omp simd
-            for (long c = 0; c < channels; c++)
-                dd_maps[x + c] =
-                    of.of_v[c] * v[x + c] + of.of_x[c] * (maps[x + c] - mean[c]) + of.constant[c];
+            const lanes centre = load(mean + c), of_v = load(of.of_v + c), of_u = load(of.of_u + c);
+            const lanes of_x = load(of.of_x + c), constant = load(of.constant + c);
+            const lanes picked_of_v = load(of.picked_of_v + c), picked_constant = load(of.picked_constant + c);
+            const masks place = places(code + o);
+            const lanes g = load(gradient + o) * of_u;
+            lanes picked = {0};
+            for (int k = 0; k < count; k++) {
+                const lanes away = load(maps + x + at[k]) - centre, value = load(v + x + at[k]);
+                const lanes here = picked_of_v * value + of_u * away + picked_constant;
+                picked = choose(place == k, here, picked);
+                store(only(place == k, g) + of_v * value + of_x * away + constant, dd_maps + x + at[k]);
+            }
+            store(picked, dd_gradient + o);
         }
+    FOR_EACH_LEFT_OVER(s, c, x)
+        store(load(of.of_v + c) * load(v + x) + load(of.of_x + c) * (load(maps + x) - load(mean + c)) +
+                  load(of.constant + c),
+              dd_maps + x);
 }
 
 /* v, v_scale, v_shift: gradients of `backward`'s d_maps, d_scale and d_shift, of which the last two are given.
-   scratch: [groups * images][5][channels] doubles + [groups][3][channels] doubles. */
+   scratch: as in `forward`, but [3]. */
 void backward_twice(long threads, long groups, long images, long height, long width, long channels,
                     long window, const float *v, const float *v_scale, const float *v_shift,
                     const float *gradient, const float *maps, const float *scale, const float *mean,
@@ -413,36 +393,35 @@ void backward_twice(long threads, long groups, long images, long height, long wi
                     float *dd_gradient, float *dd_maps, float *dd_scale, double *scratch)
 {
     const shape s = {groups, images, height, width, channels, window};
-    const double positions = (double)(images * pixels(&s));
-    float *part = (float *)(scratch + groups * images * 3 * channels);
+    const double count = (double)(images * positions(&s));
+    float *rows = (float *)(scratch + (groups * images + 1) * 3 * channels);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long image = 0; image < groups * images; image++) {
-        const long x = image * pixels(&s) * channels, o = image * cells(&s) * channels;
+        const long x = image * positions(&s) * channels, o = image * cells(&s) * channels;
         const float *m = mean + image / images * channels;
-        double *total = scratch + image * 3 * channels;
-        float *p = part + image * 3 * channels;
+        float *row = rows + image * 3 * channels;
+        double *totals = scratch + image * 3 * channels;
         if (window == 2)
-            image_sums_twice(&s, 4, maps + x, m, gradient + o, code + o, v + x, total, p);
+            image_sums_twice(&s, 4, maps + x, m, gradient + o, code + o, v + x, row, totals);
         else
-            image_sums_twice(&s, 1, maps + x, m, gradient + o, code + o, v + x, total, p);
+            image_sums_twice(&s, 1, maps + x, m, gradient + o, code + o, v + x, row, totals);
     }
-    float *of_v = (float *)(scratch + groups * images * 5 * channels);
-    float *of_u = of_v + groups * channels, *of_x = of_u + groups * channels;
-    float *constant = of_x + groups * channels;
-    float *picked_of_v = constant + groups * channels, *picked_constant = picked_of_v + groups * channels;
-    for (long group = 0; group < groups; group++)
+    double *sums = scratch + groups * images * 3 * channels;
+    const long size = groups * channels;
+    float *of_v = rows, *of_u = of_v + size, *of_x = of_u + size;
+    float *constant = of_x + size, *picked_of_v = constant + size, *picked_constant = picked_of_v + size;
+    for (long group = 0; group < groups; group++) {
+        sum_images(&s, group, 3, scratch, sums);
         for (long c = 0; c < channels; c++) {
             const long i = group * channels + c;
             const double r = spread[i], factor = scale[i] * r;
-            const double A = d_shift[i] / positions, B = d_scale[i] / positions;
-            const double V = over_images(&s, scratch, 3, group, 0, c) / positions;
-            const double W = over_images(&s, scratch, 3, group, 1, c) * r / positions;
-            const double Q = over_images(&s, scratch, 3, group, 2, c) / positions;
-            const double T = Q - V * A - W * B;
+            const double A = d_shift[i] / count, B = d_scale[i] / count;
+            const double V = sums[c] / count, W = sums[channels + c] * r / count;
+            const double T = sums[2 * channels + c] / count - V * A - W * B;
             const double of_u_in_h = v_scale[i] - factor * W;
-            const double mean_h = -factor * B * V + of_u_in_h * A;
-            const double mean_hn = -factor * B * W + of_u_in_h * B;
-            dd_scale[i] = (float)(positions * r * T);
+            const double mean_h = of_u_in_h * A - factor * B * V;
+            const double mean_hn = of_u_in_h * B - factor * B * W;
+            dd_scale[i] = (float)(count * r * T);
             of_v[i] = (float)(-factor * B * r);
             of_u[i] = (float)(r * of_u_in_h);
             of_x[i] = (float)(-r * r * (mean_hn + factor * T));
@@ -450,12 +429,13 @@ void backward_twice(long threads, long groups, long images, long height, long wi
             picked_of_v[i] = (float)factor;
             picked_constant[i] = (float)(v_shift[i] - factor * V);
         }
+    }
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long image = 0; image < groups * images; image++) {
-        const long x = image * pixels(&s) * channels, o = image * cells(&s) * channels;
+        const long x = image * positions(&s) * channels, o = image * cells(&s) * channels;
         const long i = image / images * channels;
-        const coefficients of = {of_v + i,     of_u + i,        of_x + i,
-                                 constant + i, picked_of_v + i, picked_constant + i};
+        const terms_twice of = {of_v + i,     of_u + i,        of_x + i,
+                                constant + i, picked_of_v + i, picked_constant + i};
         if (window == 2)
             image_backward_twice(&s, 4, maps + x, mean + i, gradient + o, code + o, v + x, of, dd_maps + x,
                                  dd_gradient + o);

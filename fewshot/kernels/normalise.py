@@ -20,16 +20,20 @@ from fewshot.kernels.native import address, library
 
 EPSILON = 1e-5
 """Added to the variance, as `nn.BatchNorm2d` does; normalise.c has it too."""
+LANES = 16
+"""The kernel takes channels in vectors of so many; with fewer it would gain nothing."""
 
 
 class Normalised(NamedTuple):
     """maps: (groups * images, channel, height, width), pooled if that was asked for;
-    mean, variance: (groups, channel), of the maps before, the variance biased; without gradients.
+    mean, variance: (groups, channel), of the maps before, the variance biased; without gradients;
+    count: how many values of a channel they are the statistics of.
     """
 
     maps: Tensor
     mean: Tensor
     variance: Tensor
+    count: int
 
 
 def batch_norm_relu(maps: Tensor, scale: Tensor, shift: Tensor, *, pool: bool, groups: int = 1) -> Tensor:
@@ -38,7 +42,7 @@ def batch_norm_relu(maps: Tensor, scale: Tensor, shift: Tensor, *, pool: bool, g
     maps: (groups * images, channel, height, width), the images of a group side by side; fast in channels-last
     memory format. scale, shift: (channel,), or (groups, channel) where each group has its own.
     """
-    if _kernels(maps, scale, shift, pool=pool) is None:
+    if not fits(maps, pool=pool):
         return _plain_batch_norm_relu(maps, scale, shift, pool=pool, groups=groups)
     return batch_norm_relu_statistics(maps, scale, shift, pool=pool, groups=groups).maps
 
@@ -47,24 +51,29 @@ def batch_norm_relu_statistics(
     maps: Tensor, scale: Tensor, shift: Tensor, *, pool: bool, groups: int = 1
 ) -> Normalised:
     """`batch_norm_relu`, and the statistics by which it normalised."""
-    if _kernels(maps, scale, shift, pool=pool) is None:
+    count = maps[:, 0].numel() // groups
+    if not fits(maps, pool=pool):
         with torch.no_grad():
             apart = maps.reshape(groups, -1, *maps.shape[1:])
             variance, mean = torch.var_mean(apart, (1, 3, 4), correction=0)
         normalised = _plain_batch_norm_relu(maps, scale, shift, pool=pool, groups=groups)
-        return Normalised(normalised, mean, variance)
+        return Normalised(normalised, mean, variance, count)
     per_group = (values.expand(groups, maps.shape[1]).contiguous() for values in (scale, shift))
-    return Normalised(*_BatchNormRelu.apply(maps, *per_group, pool))
+    return Normalised(*_BatchNormRelu.apply(maps, *per_group, pool), count)
 
 
-def affine_relu(maps: Tensor, scale: Tensor, shift: Tensor, *, pool: bool) -> Tensor:
-    """`batch_norm_relu` with the statistics folded into scale and shift: (channel,). For evaluation."""
-    kernels = _kernels(maps, scale, shift, pool=pool)
-    wanted = torch.is_grad_enabled() and any(part.requires_grad for part in (maps, scale, shift))
-    if kernels is None or wanted:
-        return _relu_pool(torch.addcmul(shift[:, None, None], maps, scale[:, None, None]), pool)
+def frozen_norm_relu(
+    maps: Tensor, mean: Tensor, variance: Tensor, scale: Tensor, shift: Tensor, *, pool: bool
+) -> Tensor:
+    """`batch_norm_relu` by statistics that are given, as in evaluation; all but maps: (channel,)."""
+    slope = scale / (variance + EPSILON).sqrt()
+    wanted = torch.is_grad_enabled() and any(part.requires_grad for part in (maps, slope, shift))
+    if wanted or not fits(maps, pool=pool):
+        mean, slope, shift = (values[:, None, None] for values in (mean, slope, shift))
+        return _relu_pool((maps - mean) * slope + shift, pool)
     out, code = _made_of(maps, pool)
-    _call(kernels.affine_relu, maps, 1, pool, maps, scale.contiguous(), shift.contiguous(), out, code)
+    given = (values.contiguous() for values in (mean, slope, shift))
+    _call(_kernels().affine_relu, maps, 1, pool, maps, *given, out, code)
     return out
 
 
@@ -85,15 +94,23 @@ def _relu_pool(maps: Tensor, pool: bool) -> Tensor:
     return torch.max_pool2d(maps, 2) if pool else maps
 
 
-def _kernels(maps: Tensor, scale: Tensor, shift: Tensor, *, pool: bool) -> ctypes.CDLL | None:
-    """The one place that chooses between the kernel and plain torch."""
-    usable = (
-        all(part.dtype == torch.float32 and part.device.type == "cpu" for part in (maps, scale, shift))
+def fits(maps: Tensor, *, pool: bool) -> bool:
+    """Whether the kernel takes these maps, or plain torch has to: the one place that chooses."""
+    return (
+        maps.dtype == torch.float32
+        and maps.device.type == "cpu"
         and maps.is_contiguous(memory_format=torch.channels_last)
+        and maps.shape[1] % LANES == 0
         and maps.numel() > 0
         and (not pool or min(maps.shape[2:]) > 1)
+        and library("normalise") is not None
     )
-    return library("normalise") if usable else None
+
+
+def _kernels() -> ctypes.CDLL:
+    kernels = library("normalise")
+    assert kernels is not None, "what fits has a kernel"
+    return kernels
 
 
 def _call(kernel: Any, maps: Tensor, groups: int, pool: bool, *tensors: Tensor) -> None:
@@ -113,9 +130,12 @@ def _made_of(maps: Tensor, pool: bool) -> tuple[Tensor, Tensor]:
     return out, torch.empty_like(out, dtype=torch.uint8)
 
 
-def _scratch(maps: Tensor, groups: int, per_image: int, per_group: int) -> Tensor:
-    rows = len(maps) * per_image + groups * per_group
-    return torch.empty(rows * maps.shape[1], dtype=torch.float64)
+def _scratch(maps: Tensor, groups: int, sums: int) -> Tensor:
+    """Room for so many sums per channel: in double of each image and of all, in float of each image's row,
+    and for what is made of them for each group.
+    """
+    doubles = len(maps) + 1 + (len(maps) + groups) / 2
+    return torch.empty(int(doubles * sums * maps.shape[1]), dtype=torch.float64)
 
 
 class _BatchNormRelu(torch.autograd.Function):
@@ -125,14 +145,12 @@ class _BatchNormRelu(torch.autograd.Function):
     def forward(
         context: Any, maps: Tensor, scale: Tensor, shift: Tensor, pool: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        kernels = library("normalise")
-        assert kernels is not None
         groups = len(scale)
         out, code = _made_of(maps, pool)
         mean, variance, spread = torch.empty(3, *scale.shape).unbind()
-        scratch = _scratch(maps, groups, 3, 0)
+        scratch = _scratch(maps, groups, 2)
         made = (out, code, mean, variance, spread)
-        _call(kernels.forward, maps, groups, pool, maps, scale, shift, *made, scratch)
+        _call(_kernels().forward, maps, groups, pool, maps, scale, shift, *made, scratch)
         context.save_for_backward(maps, scale, mean, spread, code)
         context.pool = pool
         context.mark_non_differentiable(mean, variance)
@@ -161,13 +179,11 @@ class _BatchNormReluBackward(torch.autograd.Function):
         code: Tensor,
         pool: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        kernels = library("normalise")
-        assert kernels is not None
         groups = len(scale)
         d_maps, d_scale, d_shift = (torch.empty_like(part) for part in (maps, scale, scale))
         given = (gradient, maps, scale, mean, spread, code)
-        scratch = _scratch(maps, groups, 3, 2)
-        _call(kernels.backward, maps, groups, pool, *given, d_maps, d_scale, d_shift, scratch)
+        scratch = _scratch(maps, groups, 2)
+        _call(_kernels().backward, maps, groups, pool, *given, d_maps, d_scale, d_shift, scratch)
         context.save_for_backward(*given, d_scale, d_shift)
         context.pool = pool
         return d_maps, d_scale, d_shift
@@ -175,13 +191,11 @@ class _BatchNormReluBackward(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(context: Any, v: Tensor, v_scale: Tensor, v_shift: Tensor) -> tuple[Tensor | None, ...]:
-        kernels = library("normalise")
-        assert kernels is not None
         gradient, maps, scale, *_ = context.saved_tensors
         groups = len(scale)
         v = v.contiguous(memory_format=torch.channels_last)
         made = tuple(torch.empty_like(part) for part in (gradient, maps, scale))
         given = (v, v_scale.contiguous(), v_shift.contiguous(), *context.saved_tensors)
-        scratch = _scratch(maps, groups, 5, 3)
-        _call(kernels.backward_twice, maps, groups, context.pool, *given, *made, scratch)
+        scratch = _scratch(maps, groups, 3)
+        _call(_kernels().backward_twice, maps, groups, context.pool, *given, *made, scratch)
         return *made, None, None, None, None

@@ -4,6 +4,7 @@ Conv4-64, the field's standard (Vinyals et al. 2016; Snell et al. 2017), is `wid
 pooling: 64 features of a 28x28 image, 1600 of an 84x84 one.
 """
 
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fewshot.errors import LearnerError
+from fewshot.kernels import first_layer, normalise
 from fewshot.learners.options import check_at_least
 
 Downsample = Literal["pool", "stride"]
@@ -22,6 +24,8 @@ class ConvBlock(nn.Sequential):
 
     batch_norm: "frozen" uses the statistics of training when evaluating; "batch" always those of the images
     shown together, which makes an answer depend on its neighbours; "none" leaves it out.
+
+    On a CPU what follows the convolution is one pass over its maps, and a first block is one altogether.
     """
 
     def __init__(
@@ -42,6 +46,38 @@ class ConvBlock(nn.Sequential):
         if downsample == "pool":
             layers.append(nn.MaxPool2d(2))
         super().__init__(*layers)
+        self.pool = downsample == "pool"
+        self.stride = stride
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(image, channel, height, width) -> (image, width, half of height, half of width)."""
+        convolution, *others = self
+        norm, weight = others[0], convolution.weight
+        if isinstance(norm, nn.BatchNorm2d) and first_layer.fits(images, weight):
+            by_batch = partial(first_layer.convolve_batch_norm_relu, images, weight, stride=self.stride)
+            frozen = partial(first_layer.convolve_frozen_norm_relu, images, weight, stride=self.stride)
+        else:
+            maps = convolution(images.contiguous(memory_format=torch.channels_last))
+            if not isinstance(norm, nn.BatchNorm2d) or not normalise.fits(maps, pool=self.pool):
+                for layer in others:
+                    maps = layer(maps)
+                return maps
+            by_batch = partial(normalise.batch_norm_relu_statistics, maps)
+            frozen = partial(normalise.frozen_norm_relu, maps)
+        if norm.running_mean is None or norm.training:
+            normalised = by_batch(norm.weight, norm.bias, pool=self.pool)
+            _follow(norm, normalised)
+            return normalised.maps
+        return frozen(norm.running_mean, norm.running_var, norm.weight, norm.bias, pool=self.pool)
+
+
+@torch.no_grad()
+def _follow(norm: nn.BatchNorm2d, seen: normalise.Normalised) -> None:
+    """Update running statistics, where there are some, as `nn.BatchNorm2d` does: with unbiased variance."""
+    if norm.running_mean is not None:
+        norm.num_batches_tracked += 1
+        norm.running_mean.lerp_(seen.mean[0], norm.momentum)
+        norm.running_var.lerp_(seen.variance[0] * (seen.count / max(seen.count - 1, 1)), norm.momentum)
 
 
 class ConvBackbone(nn.Module):
@@ -86,8 +122,7 @@ class ConvBackbone(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(..., channel, height, width) -> (..., output_size)."""
         leading = images.shape[:-3]
-        flat = images.reshape(-1, *images.shape[-3:]).contiguous(memory_format=torch.channels_last)
-        features: Tensor = self.blocks(flat)
+        features: Tensor = self.blocks(images.reshape(-1, *images.shape[-3:]))
         return features.reshape(*leading, self.output_size)
 
 

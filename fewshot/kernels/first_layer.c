@@ -1,0 +1,234 @@
+/* A 3x3 convolution of images of few channels with ReLU and 2x2 max pooling, its gradient by the weights, and
+   the moments of the images' 3x3 patches, from which those of the maps before the ReLU follow.
+
+   Images are float32, [images][channels][rows][columns], padded with a frame of zeros, which counts in rows and
+   columns; a patch's values ("taps") are in the order of a kernel's weights, [channels][3][3]. Maps are in
+   channels-last order, [images][height][width]["wide" maps], a multiple of LANES. `code` keeps which of a
+   window's positions was the greatest, or CLOSED where the ReLU lets nothing through.
+   Sums over an image are float32 within a few rows and double between them; images are combined in their order, so
+   that the result does not depend on the number of threads. */
+
+#if !defined(__clang__)
+#pragma GCC optimize("fp-contract=fast")
+#endif
+
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+enum { LANES = 16, VECTORS = 4 };
+#elif defined(__AVX__)
+enum { LANES = 8, VECTORS = 2 };
+#else
+enum { LANES = 4, VECTORS = 2 };
+#endif
+
+enum { SIDE = 3, AREA = SIDE * SIDE, CLOSED = 255 };
+
+typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t masks __attribute__((vector_size(4 * LANES)));
+typedef uint8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
+
+#define INLINE static inline __attribute__((always_inline))
+
+typedef struct {
+    long images, channels, rows, columns, stride, window, wide; /* window: 2 with pooling, else 1 */
+} shape;
+
+static long convolved(const shape *s, long side) { return (side - SIDE) / s->stride + 1; }
+static long pooled(const shape *s, long side) { return convolved(s, side) / s->window; }
+static long cells(const shape *s) { return pooled(s, s->rows) * pooled(s, s->columns); }
+
+static void sum_images(long images, long count, const double *parts, double *total)
+{
+    memset(total, 0, sizeof(double) * (size_t)count);
+    for (long image = 0; image < images; image++)
+        for (long i = 0; i < count; i++)
+            total[i] += parts[image * count + i];
+}
+
+/* --- Patches ---------------------------------------------------------------------------------------------- */
+
+/* sums: [taps + 1][taps], of products of two taps and, in the last row, of the taps alone. room: [taps +
+   1][places] floats, for the patches of a few rows: a tap's values side by side, then zeros. */
+static void image_moments(const shape *s, const float *image, const float *centre, float *room, long places,
+                          double *sums)
+{
+    const long taps = s->channels * AREA, across = convolved(s, s->columns), down = convolved(s, s->rows);
+    const long together = places / across;
+    memset(sums, 0, sizeof(double) * (size_t)((taps + 1) * taps));
+    memset(room, 0, sizeof(float) * (size_t)(taps * places));
+    for (long x = 0; x < places; x++)
+        room[taps * places + x] = 1;
+    for (long first = 0; first < down; first += together) {
+        const long count = first + together < down ? together : down - first;
+        for (long tap = 0; tap < taps; tap++) {
+            float *to = room + tap * places;
+            const float *from = image + (tap / AREA * s->rows + first * s->stride + tap % AREA / SIDE) * s->columns;
+            for (long y = 0; y < count; y++, to += across, from += s->stride * s->columns)
+                for (long x = 0; x < across; x++)
+                    to[x] = from[tap % SIDE + x * s->stride] - centre[tap / AREA];
+            memset(to, 0, sizeof(float) * (size_t)((together - count) * across));
+        }
+        for (long tap = 0; tap < taps; tap++)
+            for (long other = tap; other <= taps; other++) {
+                const float *left = room + tap * places, *right = room + other * places;
+                lanes sum = {0};
+                for (long x = 0; x < places; x += LANES)
+                    sum += *(const lanes *)(left + x) * *(const lanes *)(right + x);
+                float flat = 0;
+                for (int lane = 0; lane < LANES; lane++)
+                    flat += sum[lane];
+                sums[other * taps + tap] += flat;
+            }
+    }
+}
+
+/* total: [taps + 1][taps], as above; of the products the lower triangle. centre: [channels], taken from each
+   value before. room: [images][taps + 1][places], parts: [images][taps + 1][taps]; places: those of a row of
+   patches or more, a multiple of 16. */
+void patch_moments(long threads, long images, long channels, long rows, long columns, long stride, long places,
+                   const float *padded, const float *centre, float *room, double *parts, double *total)
+{
+    const shape s = {images, channels, rows, columns, stride, 1, 0};
+    const long taps = channels * AREA, count = (taps + 1) * taps;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long image = 0; image < images; image++)
+        image_moments(&s, padded + image * channels * rows * columns, centre,
+                      room + image * (taps + 1) * places, places, parts + image * count);
+    sum_images(images, count, parts, total);
+}
+
+/* --- Forward ---------------------------------------------------------------------------------------------- */
+
+INLINE lanes choose(masks which, lanes yes, lanes no)
+{
+    return (lanes)((which & (masks)yes) | (~which & (masks)no));
+}
+
+/* One window's result for `vectors` vectors of maps. at: a position's patch, from the window's first. */
+INLINE void window_forward(const shape *s, const int positions, const int vectors, const float *corner,
+                           const long *at, const float *weights, const float *offsets, float *out,
+                           uint8_t *code)
+{
+    lanes sums[4][VECTORS];
+    for (int k = 0; k < positions; k++)
+        for (int v = 0; v < vectors; v++)
+            sums[k][v] = *(const lanes *)(offsets + v * LANES);
+    for (long channel = 0; channel < s->channels; channel++, corner += s->rows * s->columns)
+#pragma GCC unroll 9
+        for (int tap = 0; tap < AREA; tap++, weights += s->wide) {
+            const float *value = corner + tap / SIDE * s->columns + tap % SIDE;
+#pragma GCC unroll 8
+            for (int v = 0; v < vectors; v++)
+#pragma GCC unroll 4
+                for (int k = 0; k < positions; k++)
+                    sums[k][v] += value[at[k]] * *(const lanes *)(weights + v * LANES);
+        }
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; v++) {
+        lanes best = sums[0][v];
+        masks place = {0};
+#pragma GCC unroll 4
+        for (int k = 1; k < positions; k++) {
+            const lanes value = sums[k][v];
+            const masks better = (value > best) | (value != value);
+            best = choose(better, value, best);
+            place = (better & k) | (~better & place);
+        }
+        const masks open = best > 0;
+        *(lanes *)(out + v * LANES) = (lanes)(~(masks)(best <= 0) & (masks)best); /* NaN stays NaN */
+        *(bytes *)(code + v * LANES) =
+            __builtin_convertvector((open & place) | (~open & CLOSED), bytes);
+    }
+}
+
+INLINE void image_forward(const shape *s, const int positions, const float *image, const float *weights,
+                          const float *offsets, float *out, uint8_t *code)
+{
+    const long right = s->stride, down = s->stride * s->columns, at[4] = {0, right, down, down + right};
+    for (long y = 0; y < pooled(s, s->rows); y++)
+        for (long x = 0; x < pooled(s, s->columns); x++, out += s->wide, code += s->wide) {
+            const float *corner = image + s->window * (y * down + x * right);
+            long map = 0;
+            for (; map + VECTORS * LANES <= s->wide; map += VECTORS * LANES)
+                window_forward(s, positions, VECTORS, corner, at, weights + map, offsets + map, out + map,
+                               code + map);
+            for (; map < s->wide; map += LANES)
+                window_forward(s, positions, 1, corner, at, weights + map, offsets + map, out + map,
+                               code + map);
+        }
+}
+
+/* weights: [taps][wide]. */
+void forward(long threads, long images, long channels, long rows, long columns, long stride, long window,
+             long wide, const float *padded, const float *weights, const float *offsets, float *out,
+             uint8_t *code)
+{
+    const shape s = {images, channels, rows, columns, stride, window, wide};
+    const long size = cells(&s) * wide;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long image = 0; image < images; image++) {
+        const float *values = padded + image * channels * rows * columns;
+        if (window == 2)
+            image_forward(&s, 4, values, weights, offsets, out + image * size, code + image * size);
+        else
+            image_forward(&s, 1, values, weights, offsets, out + image * size, code + image * size);
+    }
+}
+
+/* --- Backward --------------------------------------------------------------------------------------------- */
+
+/* sums: [taps + 1][wide], of the gradient times each tap and, in the last row, of the gradient alone. */
+INLINE void image_backward(const shape *s, const int positions, const float *image, const float *gradient,
+                           const uint8_t *code, double *sums)
+{
+    const long taps = s->channels * AREA, across = pooled(s, s->columns);
+    const long right = s->stride, down = s->stride * s->columns, at[4] = {0, right, down, down + right};
+    memset(sums, 0, sizeof(double) * (size_t)((taps + 1) * s->wide));
+    for (long y = 0; y < pooled(s, s->rows); y++)
+        for (long map = 0; map < s->wide; map += LANES)
+            for (long channel = 0; channel < s->channels; channel++) {
+                lanes met[AREA], plain = {0};
+                for (int tap = 0; tap < AREA; tap++)
+                    met[tap] = (lanes){0};
+                for (long x = 0; x < across; x++) {
+                    const long o = (y * across + x) * s->wide + map;
+                    const float *corner =
+                        image + channel * s->rows * s->columns + s->window * (y * down + x * right);
+                    const lanes value = *(const lanes *)(gradient + o);
+                    const masks place = __builtin_convertvector(*(const bytes *)(code + o), masks);
+#pragma GCC unroll 4
+                    for (int k = 0; k < positions; k++) {
+                        const lanes here = (lanes)((masks)(place == k) & (masks)value);
+                        plain += here;
+#pragma GCC unroll 9
+                        for (int tap = 0; tap < AREA; tap++)
+                            met[tap] += here * corner[at[k] + tap / SIDE * s->columns + tap % SIDE];
+                    }
+                }
+                for (int tap = 0; tap < AREA; tap++)
+                    for (int lane = 0; lane < LANES; lane++)
+                        sums[(channel * AREA + tap) * s->wide + map + lane] += met[tap][lane];
+                for (int lane = 0; lane < LANES && channel == 0; lane++)
+                    sums[taps * s->wide + map + lane] += plain[lane];
+            }
+}
+
+/* parts: [images][taps + 1][wide]; total: [taps + 1][wide], as above. */
+void backward(long threads, long images, long channels, long rows, long columns, long stride, long window,
+              long wide, const float *padded, const float *gradient, const uint8_t *code, double *parts,
+              double *total)
+{
+    const shape s = {images, channels, rows, columns, stride, window, wide};
+    const long size = cells(&s) * wide, count = (channels * AREA + 1) * wide;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long image = 0; image < images; image++) {
+        const float *values = padded + image * channels * rows * columns;
+        if (window == 2)
+            image_backward(&s, 4, values, gradient + image * size, code + image * size, parts + image * count);
+        else
+            image_backward(&s, 1, values, gradient + image * size, code + image * size, parts + image * count);
+    }
+    sum_images(images, count, parts, total);
+}
