@@ -193,12 +193,14 @@ class GradientLearner(Learner):
     def _parts(self, batch: EpisodeBatch) -> list[EpisodeBatch]:
         """The batch, in as few parts as memory allows."""
         if isinstance(batch, KShotBatch):
-            shown, asked = batch.support.images.shape[1], batch.query_images.shape[1]
+            needed = self.bytes_per_episode(batch.support.images.shape[1], batch.query_images.shape[1])
         else:
-            shown, asked = batch.images.shape[1], 1
+            length = batch.images.shape[1]
+            needed = self.bytes_per_episode(length, 1)
+            if torch.is_grad_enabled():  # then what is kept for each image asked adds up
+                needed *= length
         episodes = len(batch.class_ids)
-        fitting = _free_bytes(self.head.bias.device) // self.bytes_per_episode(shown, asked)
-        together = max(1, min(fitting, episodes))
+        together = max(1, min(_free_bytes(self.head.bias.device) // needed, episodes))
         return [_episodes(batch, slice(first, first + together)) for first in range(0, episodes, together)]
 
     def _descend(self, images: Tensor, labels: Tensor) -> Weights:

@@ -129,8 +129,9 @@ def test_a_batch_in_parts_gives_the_same(batch: EpisodeBatch, monkeypatch: pytes
     seen: list[int] = []
     adapt = maml.same_weights
     monkeypatch.setattr(maml, "same_weights", lambda *given: seen.append(given[-1]) or adapt(*given))
-    shown, asked = (6, 6) if isinstance(batch, KShotBatch) else (12, 1)
-    for budget, largest in ((3 * learner.bytes_per_episode(shown, asked), 3), (1, 1)):
+    kshot = isinstance(batch, KShotBatch)
+    each = learner.bytes_per_episode(6, 6) if kshot else 12 * learner.bytes_per_episode(12, 1)
+    for budget, largest in ((3 * each, 3), (1, 1)):
         monkeypatch.setattr(maml, "BYTES_TOGETHER", budget)
         seen.clear()
         for ours, theirs in zip(loss_and_gradients(learner, batch), whole, strict=True):
