@@ -39,13 +39,18 @@ class LstmCell(nn.Module):
     def forward(
         self, state: ControllerState, inputs: Tensor, previous_labels: Tensor
     ) -> tuple[Tensor, ControllerState]:
-        projected = self.controller.project(torch.cat([inputs, previous_labels], dim=-1))
-        no_reads = projected.new_zeros(len(projected), 0)
-        outputs = []
-        for step in projected.unbind(1):
-            output, state = self.controller(step, no_reads, state)
-            outputs.append(output)
-        return torch.stack(outputs, dim=1), state
+        outputs, hidden, cell = torch.lstm(
+            torch.cat([inputs, previous_labels], dim=-1),
+            [part.unsqueeze(0) for part in state],
+            self.controller.library_weights(),
+            has_biases=True,
+            num_layers=1,
+            dropout=0.0,
+            train=self.training,
+            bidirectional=False,
+            batch_first=True,
+        )
+        return outputs, ControllerState(hidden.squeeze(0), cell.squeeze(0))
 
 
 class MemoryState(NamedTuple):

@@ -37,6 +37,19 @@ class LstmController(nn.Module):
         """(4 * hidden, hidden + reads): the map of [hidden ; reads] to the gates."""
         return self.recurrent_gates.weight
 
+    def library_weights(self) -> list[Tensor]:
+        """As `torch.lstm` takes them, for a controller without reads, which the library runs whole.
+
+        The library's gates are write, keep, candidate, show. The parts lie in one piece, as a GPU wants it.
+        """
+        size = self.hidden_size
+        parts = [self.input_gates.weight, self.recurrent_gates.weight, self.input_gates.bias]
+        reordered = [part.view(4, size, -1)[[1, 0, 3, 2]].flatten() for part in parts]
+        whole = torch.cat([*reordered, self.input_gates.bias.new_zeros(4 * size)])
+        places = [*parts, self.input_gates.bias]
+        flat = torch.split(whole, [part.numel() for part in places])
+        return [numbers.view(part.shape) for numbers, part in zip(flat, places, strict=True)]
+
     def project(self, inputs: Tensor) -> Tensor:
         """(..., input) -> (..., 4 * hidden): the inputs' share of the gates."""
         gates: Tensor = self.input_gates(inputs)

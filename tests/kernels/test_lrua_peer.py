@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -49,10 +50,11 @@ def give_weights(model: Any, learner: MannPaper) -> None:
             getattr(model.output, name).copy_(getattr(learner.output, name))
 
 
-def test_its_loss_and_its_step_are_ours() -> None:
+@pytest.mark.parametrize("cosine", ["library", "product"])
+def test_its_loss_and_its_step_are_ours(cosine: str) -> None:
     torch.manual_seed(0)
     module, way = plain_lrua(), 5
-    learner, model = MannPaper((1, 6, 6), way), module.PlainLrua(PIXELS, way)
+    learner, model = MannPaper((1, 6, 6), way), module.PlainLrua(PIXELS, way, cosine=cosine)
     give_weights(model, learner)
     labels = torch.stack([torch.arange(way).repeat(10)[torch.randperm(50)] for _ in range(8)])
     images = torch.rand(8, 50, PIXELS)

@@ -221,6 +221,18 @@ def test_the_control_cell_in_pieces_gives_what_it_gives_whole() -> None:
     torch.testing.assert_close(torch.cat([first, second], dim=1), whole)
 
 
+def test_the_control_cell_is_its_controller_step_by_step() -> None:
+    torch.manual_seed(0)
+    cell = LstmCell(4, 5, hidden_size=7).double()
+    inputs, previous = sequence(3, 6)
+    whole, last = cell(cell.start(3), inputs, previous)
+    state, nothing = cell.start(3), inputs.new_zeros(3, 0)
+    for step, gates in enumerate(cell.controller.project(torch.cat([inputs, previous], dim=-1)).unbind(1)):
+        output, state = cell.controller(gates, nothing, state)
+        torch.testing.assert_close(whole[:, step], output)
+    torch.testing.assert_close(last, state)
+
+
 def test_tied_an_image_is_looked_up_with_what_it_is_stored_under() -> None:
     """With the controller silenced, the key of the image seen again points at where it was stored."""
     cell = small_cell(read_heads=1, num_slots=8, word_size=16, strength_offset=300.0)
