@@ -121,8 +121,12 @@ def train(
     from fewshot.harness.progress import show_updates
 
     with show_updates() as on_update:
-        path = train_learner(
+        path, log = train_learner(
             suite, out, root=data, device=_device(device), threads=threads, on_update=on_update
+        )
+    if log.best_step:
+        print(
+            f"kept the weights of step {log.best_step}: {100 * log.best_accuracy:.1f} % on validation classes"
         )
     print(f"{path}\nmeasure it with: fewshot evaluate {path}")
 
@@ -148,6 +152,7 @@ def evaluate(
     episode_file: Annotated[
         Path | None, typer.Option(help="Episodes from a file of image lists instead of drawn ones.")
     ] = None,
+    device: DeviceOption = None,
     data: DataOption = None,
 ) -> None:
     """Measure a checkpoint on episodes of unseen classes."""
@@ -162,7 +167,8 @@ def evaluate(
     from fewshot.harness import evaluate as measuring
     from fewshot.harness.checkpoint import checkpoint_facts, load_learner
 
-    loaded = load_learner(checkpoint, learner, _options(option or []))
+    place = _device(device)
+    loaded = load_learner(checkpoint, learner, _options(option or [])).to(place)
     training = json.loads(checkpoint_facts(checkpoint).get("training", "{}"))
     name = dataset or training.get("train_dataset") or "glyphs"
     image_set = load_dataset(name, data, loaded.image_shape[-1])
@@ -180,7 +186,7 @@ def evaluate(
         episodes = min(episodes, len(source))
     else:
         wanted = _protocol(protocol, way, shot, query, length, counts, within_group)
-        source = EpisodeSampler(pool, wanted, episode_seed)
+        source = EpisodeSampler(pool, wanted, episode_seed, device=place)
     with progress(f"testing {checkpoint.stem}", episodes) as advance:
         done = 0
 

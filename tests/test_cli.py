@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -141,7 +142,9 @@ def test_train_then_evaluate(fewshot: Command, image_folder: Path) -> None:
     )
     assert outcome.code == 0
     path = Path("mine/checkpoints/prototypical-3.safetensors")
-    assert outcome.out == f"{path}\nmeasure it with: fewshot evaluate {path}\n"
+    first, *rest = outcome.out.splitlines()
+    assert re.fullmatch(r"kept the weights of step 4: \d+\.\d % on validation classes", first)
+    assert rest == [str(path), f"measure it with: fewshot evaluate {path}"]
     assert "prototypical: training 4 of 4" in outcome.err
 
     measured = [

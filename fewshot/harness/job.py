@@ -81,7 +81,7 @@ def run_job(job: Job, report: Report) -> None:
         report(Update(job.name, "testing", number + 1, len(missing), test.label, record))
 
 
-def make_checkpoint(job: Job, split: Split, train_key: str, report: Report) -> None:
+def make_checkpoint(job: Job, split: Split, train_key: str, report: Report) -> TrainLog:
     """Train, round to the stored precision, calibrate, store: what is measured is what is stored."""
     settings = job.learner.train
     kind = learner_class(job.learner.id)
@@ -114,6 +114,7 @@ def make_checkpoint(job: Job, split: Split, train_key: str, report: Report) -> N
     draws = draw_rows(log, split, settings)
     replace_file(job.draws, "".join(f"{side}\t{name}\t{count}\n" for side, name, count in draws).encode())
     state.unlink(missing_ok=True)
+    return log
 
 
 def adopt_checkpoint(job: Job, weights: Path, train_key: str) -> None:

@@ -182,16 +182,16 @@ def record_key(meaning: Mapping[str, Any]) -> str:
 
 
 def check_writable(folder: Path) -> None:
-    """Create a results folder and try to write in it, before anything that takes long.
+    """Try to write where a results folder is or would be made, before anything that takes long.
 
-    Raises RecordError where that fails.
+    Nothing is left there: whoever is refused for another reason finds no empty folder. Raises RecordError
+    where it fails.
     """
     nearest = next(place for place in (folder, *folder.parents) if place.exists())
     if not nearest.is_dir():
         raise RecordError(f"cannot write {folder}: {nearest} is a file; choose another results folder")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
         raise RecordError(_unwritable(folder, error)) from error
@@ -226,6 +226,7 @@ def append_record(folder: Path, record: Record) -> None:
     path = folder / RECORDS_FILE
     line = record.model_dump_json()
     check_writable(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         lines = _lines(path) if path.exists() else []
         keys = [_parse(path, number, old)["key"] for number, old in enumerate(lines, 1)]

@@ -27,6 +27,7 @@ from fewshot.harness.record import (
     read_records,
     remove_records,
 )
+from fewshot.harness.train import TrainLog
 from fewshot.learners.registry import learner_class
 
 
@@ -93,16 +94,15 @@ def train_learner(
     device: str = "cpu",
     threads: int = 1,
     on_update: Report = lambda update: None,
-) -> Path:
-    """Train the first learner of a suite with its first seed, without testing it; returns the checkpoint."""
+) -> tuple[Path, TrainLog]:
+    """Train the first learner of a suite with its first seed, without testing it: checkpoint and log."""
     check_writable(folder)
     prepare_process(threads)
     settings = suite.learner[0]
     split = load_split(suite.training_data, root)
     check_learner_settings(settings, split)
     job = Job(suite, settings, settings.train_seeds[0], folder, root, device, threads)
-    make_checkpoint(job, split, training_key(job, split), on_update)
-    return job.checkpoint
+    return job.checkpoint, make_checkpoint(job, split, training_key(job, split), on_update)
 
 
 def _forget(job: Job, train_key: str) -> None:
