@@ -24,7 +24,7 @@ from benchmarks.speed import (
 )
 from benchmarks.speed.machine import machine_facts
 from benchmarks.speed.measure import Row, to_csv
-from benchmarks.speed.peers import peer_environment
+from benchmarks.speed.peers import PeerError, peer_environment
 from benchmarks.speed.plots import plot_costs
 from benchmarks.speed.setting import Setting, images_at_hand
 from benchmarks.speed.table import to_text
@@ -63,8 +63,13 @@ def main() -> None:
     try:
         run(arguments.out, arguments.quick, arguments.only or names)
     except FewshotError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"fewshot: {error}", file=sys.stderr)
         sys.exit(2)
+    except PeerError as error:
+        print(f"fewshot: a peer stopped in the middle of its work: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def run(out: Path, quick: bool, names: list[str]) -> None:
@@ -91,7 +96,8 @@ def run(out: Path, quick: bool, names: list[str]) -> None:
     replace_file(out / "machine.json", (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode())
     machine = facts["machine"]
     print(f"{machine['cpu']}, {machine['cores']} cores; images: {images.name}\n")
-    print(to_text(rows))
+    if rows:
+        print(to_text(rows))
     print(f"written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
 
 

@@ -50,7 +50,7 @@ def measure(setting: Setting) -> list[Cost]:
     rounds = Rounds(1, 0.05) if setting.quick else Rounds(3, 0.2)
     costs = []
     for axis, method, values, make in _curves(setting):
-        if setting.quick:
+        if setting.quick and axis != "cores":
             values = values[::2]
         ONE_CORE.prepare()
         if axis == "cores":

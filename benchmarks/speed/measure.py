@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 COLUMNS = (
     "measure",
     "device",
@@ -66,8 +68,13 @@ def to_csv(rows: list[Row]) -> str:
     writer.writerow(COLUMNS)
     for row in rows:
         values = (getattr(row, column) for column in COLUMNS)
-        writer.writerow(f"{value:.{DIGITS}g}" if isinstance(value, float) else value for value in values)
+        writer.writerow(_digits(value) if isinstance(value, float) else value for value in values)
     return stream.getvalue()
+
+
+def _digits(value: float) -> str:
+    """Rounded to DIGITS significant digits, without an exponent."""
+    return np.format_float_positional(value, precision=DIGITS, unique=False, fractional=False, trim="-")
 
 
 @dataclass(frozen=True)

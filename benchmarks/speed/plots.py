@@ -36,7 +36,7 @@ def _figure(axis: Axis, costs: list[Cost], machine: str) -> Figure:
     figure = new_figure(6.4, 4.6)
     cores = "" if axis == "cores" else ", 1 thread"
     add_title(figure, f"A training step against {LABELS[axis]}", HELD[axis], f"{machine}{cores}")
-    plot = figure.add_axes((0.12, 0.12, 0.85, 0.62))
+    plot = figure.add_axes((0.12, 0.12, 0.85, 0.6))
     values = sorted({cost.value for cost in costs})
     for method in dict.fromkeys(cost.method for cost in costs):
         points = sorted((cost.value, cost.milliseconds) for cost in costs if cost.method == method)
