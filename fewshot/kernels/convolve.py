@@ -38,6 +38,11 @@ def convolve(maps: Tensor, kernels: Tensor, stride: int = 1) -> Tensor:
     return convolved
 
 
+def fits(maps: Tensor, weights: Tensor) -> bool:
+    """Whether the convolution and its gradient by the maps both have a kernel; weights: (out, in, 3, 3)."""
+    return all(_native(width, maps, weights) is not None for width in weights.shape[:2])
+
+
 class _Convolve(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, maps: Tensor, kernels: Tensor, stride: int) -> Tensor:

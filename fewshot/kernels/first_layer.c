@@ -23,7 +23,12 @@ enum { LANES = 8, VECTORS = 2 };
 enum { LANES = 4, VECTORS = 2 };
 #endif
 
-enum { SIDE = 3, AREA = SIDE * SIDE, CLOSED = 255 };
+enum {
+    SIDE = 3,
+    AREA = SIDE * SIDE,
+    CLOSED = 255,
+    CELLS = 64, /* whose gradients are summed in float32 before they join the others */
+};
 
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t masks __attribute__((vector_size(4 * LANES)));
@@ -106,12 +111,10 @@ INLINE lanes choose(masks which, lanes yes, lanes no)
     return (lanes)((which & (masks)yes) | (~which & (masks)no));
 }
 
-/* One window's result for `vectors` vectors of maps. at: a position's patch, from the window's first. */
-INLINE void window_forward(const shape *s, const int positions, const int vectors, const float *corner,
-                           const long *at, const float *weights, const float *offsets, float *out,
-                           uint8_t *code)
+/* `positions` maps' values before the ReLU, of `vectors` vectors of maps, whose patches are `at` from a corner. */
+INLINE void convolve(const shape *s, const int positions, const int vectors, const float *corner, const long *at,
+                     const float *weights, const float *offsets, lanes sums[4][VECTORS])
 {
-    lanes sums[4][VECTORS];
     for (int k = 0; k < positions; k++)
         for (int v = 0; v < vectors; v++)
             sums[k][v] = *(const lanes *)(offsets + v * LANES);
@@ -125,39 +128,65 @@ INLINE void window_forward(const shape *s, const int positions, const int vector
                 for (int k = 0; k < positions; k++)
                     sums[k][v] += value[at[k]] * *(const lanes *)(weights + v * LANES);
         }
+}
+
+INLINE void finish(lanes best, masks place, float *out, uint8_t *code)
+{
+    const masks open = best > 0;
+    *(lanes *)out = (lanes)(~(masks)(best <= 0) & (masks)best); /* so that NaN stays NaN */
+    *(bytes *)code = __builtin_convertvector((open & place) | (~open & CLOSED), bytes);
+}
+
+/* Of four positions the first greatest, with pooling, or each of `positions` side by side. */
+INLINE void cell_forward(const shape *s, const int pool, const int positions, const int vectors,
+                         const float *corner, const long *at, const float *weights, const float *offsets,
+                         float *out, uint8_t *code)
+{
+    lanes sums[4][VECTORS];
+    convolve(s, positions, vectors, corner, at, weights, offsets, sums);
 #pragma GCC unroll 8
     for (int v = 0; v < vectors; v++) {
         lanes best = sums[0][v];
         masks place = {0};
 #pragma GCC unroll 4
-        for (int k = 1; k < positions; k++) {
+        for (int k = 1; k < positions && pool; k++) {
             const lanes value = sums[k][v];
             const masks better = (value > best) | (value != value);
             best = choose(better, value, best);
             place = (better & k) | (~better & place);
         }
-        const masks open = best > 0;
-        *(lanes *)(out + v * LANES) = (lanes)(~(masks)(best <= 0) & (masks)best); /* NaN stays NaN */
-        *(bytes *)(code + v * LANES) =
-            __builtin_convertvector((open & place) | (~open & CLOSED), bytes);
+        finish(best, place, out + v * LANES, code + v * LANES);
+#pragma GCC unroll 4
+        for (int k = 1; k < positions && !pool; k++)
+            finish(sums[k][v], (masks){0}, out + k * s->wide + v * LANES, code + k * s->wide + v * LANES);
     }
 }
 
-INLINE void image_forward(const shape *s, const int positions, const float *image, const float *weights,
+/* All maps of a cell; `vectors` at a time as far as they go. */
+INLINE void cells_forward(const shape *s, const int pool, const int positions, const float *corner, const long *at,
+                          const float *weights, const float *offsets, float *out, uint8_t *code)
+{
+    long map = 0;
+    for (; map + VECTORS * LANES <= s->wide; map += VECTORS * LANES)
+        cell_forward(s, pool, positions, VECTORS, corner, at, weights + map, offsets + map, out + map, code + map);
+    for (; map < s->wide; map += LANES)
+        cell_forward(s, pool, positions, 1, corner, at, weights + map, offsets + map, out + map, code + map);
+}
+
+INLINE void image_forward(const shape *s, const int pool, const float *image, const float *weights,
                           const float *offsets, float *out, uint8_t *code)
 {
-    const long right = s->stride, down = s->stride * s->columns, at[4] = {0, right, down, down + right};
-    for (long y = 0; y < pooled(s, s->rows); y++)
-        for (long x = 0; x < pooled(s, s->columns); x++, out += s->wide, code += s->wide) {
-            const float *corner = image + s->window * (y * down + x * right);
-            long map = 0;
-            for (; map + VECTORS * LANES <= s->wide; map += VECTORS * LANES)
-                window_forward(s, positions, VECTORS, corner, at, weights + map, offsets + map, out + map,
-                               code + map);
-            for (; map < s->wide; map += LANES)
-                window_forward(s, positions, 1, corner, at, weights + map, offsets + map, out + map,
-                               code + map);
-        }
+    const long right = s->stride, down = s->stride * s->columns, across = pooled(s, s->columns);
+    const long window[4] = {0, right, down, down + right}, row[4] = {0, right, 2 * right, 3 * right};
+    for (long y = 0; y < pooled(s, s->rows); y++, out += across * s->wide, code += across * s->wide) {
+        const float *corner = image + s->window * y * down;
+        long x = 0;
+        for (; !pool && x + 4 <= across; x += 4)
+            cells_forward(s, 0, 4, corner + x * right, row, weights, offsets, out + x * s->wide, code + x * s->wide);
+        for (; x < across; x++)
+            cells_forward(s, pool, pool ? 4 : 1, corner + s->window * x * right, window, weights, offsets,
+                          out + x * s->wide, code + x * s->wide);
+    }
 }
 
 /* weights: [taps][wide]. */
@@ -171,9 +200,9 @@ void forward(long threads, long images, long channels, long rows, long columns, 
     for (long image = 0; image < images; image++) {
         const float *values = padded + image * channels * rows * columns;
         if (window == 2)
-            image_forward(&s, 4, values, weights, offsets, out + image * size, code + image * size);
-        else
             image_forward(&s, 1, values, weights, offsets, out + image * size, code + image * size);
+        else
+            image_forward(&s, 0, values, weights, offsets, out + image * size, code + image * size);
     }
 }
 
@@ -186,27 +215,29 @@ INLINE void image_backward(const shape *s, const int positions, const float *ima
     const long taps = s->channels * AREA, across = pooled(s, s->columns);
     const long right = s->stride, down = s->stride * s->columns, at[4] = {0, right, down, down + right};
     memset(sums, 0, sizeof(double) * (size_t)((taps + 1) * s->wide));
-    for (long y = 0; y < pooled(s, s->rows); y++)
+    const long high = pooled(s, s->rows), together = across < CELLS ? CELLS / across : 1;
+    for (long first = 0; first < high; first += together)
         for (long map = 0; map < s->wide; map += LANES)
             for (long channel = 0; channel < s->channels; channel++) {
                 lanes met[AREA], plain = {0};
                 for (int tap = 0; tap < AREA; tap++)
                     met[tap] = (lanes){0};
-                for (long x = 0; x < across; x++) {
-                    const long o = (y * across + x) * s->wide + map;
-                    const float *corner =
-                        image + channel * s->rows * s->columns + s->window * (y * down + x * right);
-                    const lanes value = *(const lanes *)(gradient + o);
-                    const masks place = __builtin_convertvector(*(const bytes *)(code + o), masks);
+                for (long y = first; y < first + together && y < high; y++)
+                    for (long x = 0; x < across; x++) {
+                        const long o = (y * across + x) * s->wide + map;
+                        const float *corner =
+                            image + channel * s->rows * s->columns + s->window * (y * down + x * right);
+                        const lanes value = *(const lanes *)(gradient + o);
+                        const masks place = __builtin_convertvector(*(const bytes *)(code + o), masks);
 #pragma GCC unroll 4
-                    for (int k = 0; k < positions; k++) {
-                        const lanes here = (lanes)((masks)(place == k) & (masks)value);
-                        plain += here;
+                        for (int k = 0; k < positions; k++) {
+                            const lanes here = (lanes)((masks)(place == k) & (masks)value);
+                            plain += here;
 #pragma GCC unroll 9
-                        for (int tap = 0; tap < AREA; tap++)
-                            met[tap] += here * corner[at[k] + tap / SIDE * s->columns + tap % SIDE];
+                            for (int tap = 0; tap < AREA; tap++)
+                                met[tap] += here * corner[at[k] + tap / SIDE * s->columns + tap % SIDE];
+                        }
                     }
-                }
                 for (int tap = 0; tap < AREA; tap++)
                     for (int lane = 0; lane < LANES; lane++)
                         sums[(channel * AREA + tap) * s->wide + map + lane] += met[tap][lane];

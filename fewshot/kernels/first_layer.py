@@ -29,11 +29,11 @@ PATCHES = 256
 
 
 class PatchMoments(NamedTuple):
-    """mean: (tap,) and covariance: (tap, tap) of `count` patches, float64; taps as in a kernel's weights."""
+    """mean: (tap,) and covariance: (tap, tap) of `size` patches, float64; taps as in a kernel's weights."""
 
     mean: Tensor
     covariance: Tensor
-    count: int
+    size: int
 
 
 def fits(images: Tensor, weights: Tensor) -> bool:
@@ -64,7 +64,7 @@ def convolve_batch_norm_relu(
     slope = scale / (variance + EPSILON).sqrt()
     maps: Tensor = _ConvolveRelu.apply(padded, slope.unsqueeze(1) * taps, shift - slope * mean, stride, pool)
     mean, variance = (part.detach().float().unsqueeze(0) for part in (mean, variance))
-    return Normalised(maps, mean, variance, moments.count)
+    return Normalised(maps, mean, variance, moments.size)
 
 
 def convolve_frozen_norm_relu(
@@ -101,8 +101,8 @@ def patch_moments(padded: Tensor, stride: int) -> PatchMoments:
         *map(ctypes.c_long, numbers), *map(address, (padded, centre, room, parts, total))
     )
     patches = count * high * wide
-    products, mean = (total / patches).split([taps, 1])
-    mean = mean[0]
+    moments = total / patches
+    products, mean = moments[:-1], moments[-1]
     covariance = products.tril() + products.tril(-1).T - torch.outer(mean, mean)
     return PatchMoments(mean + centre.repeat_interleave(9), covariance, patches)
 

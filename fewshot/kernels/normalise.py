@@ -27,13 +27,13 @@ LANES = 16
 class Normalised(NamedTuple):
     """maps: (groups * images, channel, height, width), pooled if that was asked for;
     mean, variance: (groups, channel), of the maps before, the variance biased; without gradients;
-    count: how many values of a channel they are the statistics of.
+    size: of how many values of a channel.
     """
 
     maps: Tensor
     mean: Tensor
     variance: Tensor
-    count: int
+    size: int
 
 
 def batch_norm_relu(maps: Tensor, scale: Tensor, shift: Tensor, *, pool: bool, groups: int = 1) -> Tensor:
@@ -42,7 +42,7 @@ def batch_norm_relu(maps: Tensor, scale: Tensor, shift: Tensor, *, pool: bool, g
     maps: (groups * images, channel, height, width), the images of a group side by side; fast in channels-last
     memory format. scale, shift: (channel,), or (groups, channel) where each group has its own.
     """
-    if not fits(maps, pool=pool):
+    if not fits(maps, scale, shift, pool=pool):
         return _plain_batch_norm_relu(maps, scale, shift, pool=pool, groups=groups)
     return batch_norm_relu_statistics(maps, scale, shift, pool=pool, groups=groups).maps
 
@@ -51,15 +51,16 @@ def batch_norm_relu_statistics(
     maps: Tensor, scale: Tensor, shift: Tensor, *, pool: bool, groups: int = 1
 ) -> Normalised:
     """`batch_norm_relu`, and the statistics by which it normalised."""
-    count = maps[:, 0].numel() // groups
-    if not fits(maps, pool=pool):
+    size = maps[:, 0].numel() // groups
+    if not fits(maps, scale, shift, pool=pool):
         with torch.no_grad():
             apart = maps.reshape(groups, -1, *maps.shape[1:])
             variance, mean = torch.var_mean(apart, (1, 3, 4), correction=0)
         normalised = _plain_batch_norm_relu(maps, scale, shift, pool=pool, groups=groups)
-        return Normalised(normalised, mean, variance, count)
+        return Normalised(normalised, mean, variance, size)
     per_group = (values.expand(groups, maps.shape[1]).contiguous() for values in (scale, shift))
-    return Normalised(*_BatchNormRelu.apply(maps, *per_group, pool), count)
+    normalised, mean, variance = _BatchNormRelu.apply(maps, *per_group, pool)
+    return Normalised(normalised, mean, variance, size)
 
 
 def frozen_norm_relu(
@@ -68,7 +69,7 @@ def frozen_norm_relu(
     """`batch_norm_relu` by statistics that are given, as in evaluation; all but maps: (channel,)."""
     slope = scale / (variance + EPSILON).sqrt()
     wanted = torch.is_grad_enabled() and any(part.requires_grad for part in (maps, slope, shift))
-    if wanted or not fits(maps, pool=pool):
+    if wanted or not fits(maps, mean, slope, shift, pool=pool):
         mean, slope, shift = (values[:, None, None] for values in (mean, slope, shift))
         return _relu_pool((maps - mean) * slope + shift, pool)
     out, code = _made_of(maps, pool)
@@ -94,11 +95,12 @@ def _relu_pool(maps: Tensor, pool: bool) -> Tensor:
     return torch.max_pool2d(maps, 2) if pool else maps
 
 
-def fits(maps: Tensor, *, pool: bool) -> bool:
-    """Whether the kernel takes these maps, or plain torch has to: the one place that chooses."""
+def fits(maps: Tensor, *others: Tensor, pool: bool) -> bool:
+    """Whether the kernel takes these maps (and scale, shift), or plain torch has to: the one place that
+    chooses.
+    """
     return (
-        maps.dtype == torch.float32
-        and maps.device.type == "cpu"
+        all(part.dtype == torch.float32 and part.device.type == "cpu" for part in (maps, *others))
         and maps.is_contiguous(memory_format=torch.channels_last)
         and maps.shape[1] % LANES == 0
         and maps.numel() > 0

@@ -1,10 +1,15 @@
-"""The convolutional backbone: sizes, leading dimensions, batch-norm modes, and too small an image."""
+"""The convolutional backbone: sizes, leading dimensions, batch-norm modes, too small an image; and that its
+kernels give what its layers give one by one.
+"""
+
+import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fewshot.errors import LearnerError
+from fewshot.kernels.native import plain_torch
 from fewshot.learners.backbones import BatchNormMode, ConvBackbone, ConvEmbedding, Downsample
 
 
@@ -58,3 +63,90 @@ def test_an_embedding_is_centred_and_of_unit_variance_in_training() -> None:
     assert codes.flatten(0, 1).std(0, correction=0).sub(1).abs().max() < 0.1
     plain = ConvEmbedding((1, 8, 8), (4, 4), 6, batch_norm="none")
     assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in plain.modules())
+
+
+# --- Kernels against layers ---------------------------------------------------------------------------------
+
+WIDE = (32, 48)  # a first block for one kernel, a second for others
+
+
+def backbone_of(
+    channels: int, downsample: Downsample, mode: BatchNormMode, dtype: torch.dtype = torch.float32
+) -> ConvBackbone:
+    torch.manual_seed(0)
+    backbone = ConvBackbone((channels, 13, 10), WIDE, downsample=downsample, batch_norm=mode)
+    for norm in backbone.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.normal_(norm.weight)
+            nn.init.normal_(norm.bias)
+    return backbone.to(dtype)
+
+
+def trained_a_little(backbone: ConvBackbone, images: Tensor) -> dict[str, Tensor]:
+    """Features and gradients of a training pass, the state after it, and features of an evaluating one."""
+    features = backbone(images)
+    features.square().sum().backward()
+    found = {f"gradient of {name}": weight.grad for name, weight in backbone.named_parameters()}
+    found |= {"features": features.detach(), **backbone.state_dict()}
+    with torch.inference_mode():
+        found["evaluated"] = backbone.eval()(images).clone()
+    return {name: value for name, value in found.items() if value is not None}
+
+
+@pytest.mark.parametrize("downsample", ["pool", "stride"])
+@pytest.mark.parametrize("mode", ["frozen", "batch", "none"])
+@pytest.mark.parametrize("channels", [1, 3, 32])
+def test_kernels_give_what_the_layers_give(
+    channels: int, mode: BatchNormMode, downsample: Downsample
+) -> None:
+    images = torch.rand(7, channels, 13, 10) * 2 + 1
+    fast = trained_a_little(backbone_of(channels, downsample, mode), images)
+    with plain_torch():
+        plain = trained_a_little(backbone_of(channels, downsample, mode), images)
+    exact = trained_a_little(backbone_of(channels, downsample, mode, torch.float64), images.double())
+    assert fast.keys() == plain.keys()
+    for name, value in fast.items():
+        size = 1 + exact[name].abs().max()
+        assert (value - plain[name]).abs().max() <= 1e-4 * size, name
+        assert (value - exact[name]).abs().max() <= 1e-5 * size, name
+
+
+def test_images_may_want_a_gradient() -> None:
+    backbone = backbone_of(1, "pool", "frozen")
+    images = torch.rand(4, 1, 13, 10)
+
+    def by_images() -> Tensor:
+        wanted = images.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(copy.deepcopy(backbone)(wanted).square().sum(), wanted)
+        return gradient
+
+    fast = by_images()
+    with plain_torch():
+        plain = by_images()
+    assert (fast - plain).abs().max() <= 1e-4 * plain.abs().max()
+
+
+@pytest.mark.parametrize("downsample", ["pool", "stride"])
+def test_gradients_can_be_differentiated(downsample: Downsample) -> None:
+    """Somebody's own MAML on this backbone."""
+    images = torch.rand(4, 1, 13, 10)
+
+    def twice() -> tuple[Tensor, ...]:
+        backbone = backbone_of(1, downsample, "batch")
+        weights = tuple(backbone.parameters())
+        once = torch.autograd.grad(backbone(images).square().sum(), weights, create_graph=True)
+        return torch.autograd.grad(torch.stack([part.square().sum() for part in once]).sum(), weights)
+
+    fast = twice()
+    with plain_torch():
+        plain = twice()
+    for part, other in zip(fast, plain, strict=True):
+        assert (part - other).abs().max() <= 1e-3 * other.abs().max()
+
+
+def test_an_image_is_answered_alike_alone_and_among_others() -> None:
+    backbone = backbone_of(1, "pool", "frozen").eval()
+    images = torch.rand(70, 1, 13, 10)
+    with torch.no_grad():
+        together, alone = backbone(images), torch.cat([backbone(image[None]) for image in images])
+    torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
