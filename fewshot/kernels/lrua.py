@@ -1,6 +1,6 @@
 """A least recently used memory over a whole sequence in one call, forward and backward (lrua.c).
 
-What the plain cell of `fewshot.memory` does step by step in some thirty operations, on a CPU and in float32.
+What `fewshot.memory.scan` does in some thirty operations a step, on a CPU and in float32.
 Weight gradients are two products over all steps at once, here; everything else is in C. For the backward pass
 each step of an episode keeps its memory, its weights and its activations: 4 * (slots * word +
 2 * heads * slots + slots + 5 * hidden + heads * word) bytes and little more, 30 kB at 128 x 40, four heads
@@ -46,11 +46,11 @@ class ScanState(NamedTuple):
     usage: Tensor
 
 
-def can_scan(memory: Tensor, read_weights: Tensor, *others: Tensor) -> bool:
+def can_scan(state: ScanState, *sequences: Tensor) -> bool:
     """Whether `scan` is for these tensors: float32 on a CPU, a slot for every head, and a compiler there."""
-    tensors = (memory, read_weights, *others)
-    usual = all(tensor.dtype == torch.float32 and tensor.is_cpu for tensor in tensors)
-    return usual and read_weights.shape[1] <= read_weights.shape[2] and library("lrua") is not None
+    _, heads, slots = state.read_weights.shape
+    usual = all(tensor.dtype == torch.float32 and tensor.is_cpu for tensor in (*state, *sequences))
+    return usual and heads <= slots and library("lrua") is not None
 
 
 def scan(

@@ -2,8 +2,8 @@
 
 A cell maps a state, inputs (batch, step, input) and previous labels (batch, step, way; one-hot, or zeros
 where there is none) to outputs (batch, step, output_size) and the state after the last step. Whatever does
-not depend on the step before is computed for the whole sequence at once; on a CPU the loop that remains is
-bound by the number of operations in it, so it has few.
+not depend on the step before is computed for the whole sequence at once; the loop that remains is
+`fewshot.memory.scan`'s.
 
 The tied content path (measured in this project; not in Santoro et al.): the key that an image reads with
 and the vector under which it is stored one step later, when its label is known, contain the same projection
@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewshot.kernels.lrua import ScanOptions, ScanState, can_scan, scan
+from fewshot.kernels.lrua import ScanOptions, ScanState
 from fewshot.memory.controllers import CONTROLLERS, ControllerKind, ControllerState, LstmController
-from fewshot.memory.lrua import LeastUsed, LruaState, initial_state, lrua_step
+from fewshot.memory.lrua import LeastUsed, LruaState, initial_state
+from fewshot.memory.scan import best_scan
 
 AddVector = Literal["key", "apart"]
 """What a head writes: its key (the paper) or a vector of its own (most public code)."""
@@ -94,10 +95,13 @@ class MemoryCell(nn.Module):
     ) -> None:
         super().__init__()
         self.num_slots, self.word_size, self.read_heads = num_slots, word_size, read_heads
-        self.usage_decay = usage_decay
-        self.least_used: LeastUsed = least_used
-        self.add_vector = add_vector
-        self.strength_offset = strength_offset
+        self.options = ScanOptions(
+            lstm=controller == "lstm",
+            apart=add_vector == "apart",
+            shared=least_used == "shared",
+            usage_decay=usage_decay,
+            strength_offset=strength_offset,
+        )
         words = read_heads * word_size
         self.output_size = hidden_size + words
         self.controller = CONTROLLERS[controller](input_size + way, words, hidden_size)
@@ -131,47 +135,18 @@ class MemoryCell(nn.Module):
     ) -> tuple[Tensor, MemoryState]:
         projected = self.controller.project(torch.cat([inputs, previous_labels], dim=-1))
         offsets, content = self._interface_offsets(state.content, inputs, previous_labels)
-        run = (
-            self._scan
-            if can_scan(state.access.memory, state.access.read_weights, projected, offsets)
-            else self._step_by_step
-        )
-        outputs, state = run(state, projected, offsets)
-        return outputs, state._replace(content=content)
-
-    def _scan(self, state: MemoryState, projected: Tensor, offsets: Tensor) -> tuple[Tensor, MemoryState]:
-        """The whole sequence by the kernel."""
-        options = ScanOptions(
-            lstm=isinstance(self.controller, LstmController),
-            apart=self.add_vector == "apart",
-            shared=self.least_used == "shared",
-            usage_decay=self.usage_decay,
-            strength_offset=self.strength_offset,
-        )
         recurrent = torch.cat([state.controller.hidden, state.reads.flatten(1)], dim=-1)
         start = ScanState(recurrent, state.controller.cell, *state.access)
-        outputs, last = scan(
-            projected, offsets, self.controller.recurrent_weight, self.interface.weight, start, options
+        weights = self.controller.recurrent_weight, self.interface.weight
+        scan = best_scan(start, projected, offsets)
+        outputs, last = scan(projected, offsets, *weights, start, self.options)
+        hidden, reads = last.recurrent.tensor_split([state.controller.hidden.shape[1]], dim=1)
+        return outputs, MemoryState(
+            controller=ControllerState(hidden, last.cell),
+            access=LruaState(last.memory, last.read_weights, last.usage),
+            reads=reads.reshape(state.reads.shape),
+            content=content,
         )
-        hidden, flat = last.recurrent.tensor_split([state.controller.hidden.shape[1]], dim=1)
-        reads = flat.reshape(state.reads.shape)
-        access = LruaState(last.memory, last.read_weights, last.usage)
-        return outputs, MemoryState(ControllerState(hidden, last.cell), access, reads, state.content)
-
-    def _step_by_step(
-        self, state: MemoryState, projected: Tensor, offsets: Tensor
-    ) -> tuple[Tensor, MemoryState]:
-        """The plain path: the reference, and for all that the kernel does not do."""
-        weight = self.interface.weight.t()
-        controller, access, reads, content = state
-        hidden_steps, read_steps = [], []
-        for gates, offset in zip(projected.unbind(1), offsets.unbind(1), strict=True):
-            hidden, controller = self.controller(gates, reads.flatten(1), controller)
-            reads, access = self._access(access, torch.addmm(offset, hidden, weight))
-            hidden_steps.append(hidden)
-            read_steps.append(reads)
-        outputs = torch.cat([torch.stack(hidden_steps, 1), torch.stack(read_steps, 1).flatten(2)], dim=-1)
-        return outputs, MemoryState(controller, access, reads, content)
 
     def _interface_offsets(
         self, last_content: Tensor, inputs: Tensor, previous_labels: Tensor
@@ -184,19 +159,3 @@ class MemoryCell(nn.Module):
         previous = torch.cat([last_content.unsqueeze(1), content[:, :-1]], dim=1)
         tied = torch.cat([content, previous + self.label_content(previous_labels)], dim=-1)
         return F.pad(tied, (0, len(bias) - self.vector_size)) + bias, content[:, -1]
-
-    def _access(self, access: LruaState, interface: Tensor) -> tuple[Tensor, LruaState]:
-        vectors = torch.tanh(interface[:, : self.vector_size]).reshape(len(interface), -1, self.word_size)
-        scalars = interface[:, self.vector_size :]
-        strength = None
-        if self.strength_offset is not None:
-            strength = self.strength_offset + F.softplus(scalars[:, self.read_heads :])
-        return lrua_step(
-            access,
-            key=vectors[:, : self.read_heads],
-            add=vectors[:, -self.read_heads :],  # the key itself where there is no vector apart
-            write_gate=torch.sigmoid(scalars[:, : self.read_heads]),
-            strength=strength,
-            usage_decay=self.usage_decay,
-            least_used=self.least_used,
-        )

@@ -1,7 +1,8 @@
 """Controllers: what decides, step by step, what the memory does.
 
-Both read (input, previous reads, state) and give (output, state). What depends on the input alone is a
-projection of its own, so that a whole sequence is projected at once, outside the loop over steps.
+What depends on the input alone is a projection of its own, so that a whole sequence is projected at once,
+outside the loop over steps. In the loop (`fewshot.memory.scan`) the recurrent share is added, and a step is
+a function of the sum.
 """
 
 from typing import Literal, NamedTuple
@@ -20,7 +21,7 @@ class ControllerState(NamedTuple):
 
 
 class LstmController(nn.Module):
-    """LSTM without peepholes (Gers et al. 2000), fed with the reads as well."""
+    """The weights of an LSTM without peepholes (Gers et al. 2000), fed with the reads as well."""
 
     def __init__(self, input_size: int, reads_size: int, hidden_size: int) -> None:
         super().__init__()
@@ -55,18 +56,14 @@ class LstmController(nn.Module):
         gates: Tensor = self.input_gates(inputs)
         return gates
 
-    def forward(
-        self, projected: Tensor, reads: Tensor, state: ControllerState
-    ) -> tuple[Tensor, ControllerState]:
-        """projected: (batch, 4 * hidden); reads: (batch, reads) -> output (batch, hidden), new state."""
-        recurrent = torch.cat([state.hidden, reads], dim=-1)
-        gates = torch.addmm(projected, recurrent, self.recurrent_gates.weight.t())
-        # One sigmoid for the three gates, which lie side by side before the candidate.
-        size = self.hidden_size
-        keep, write, show = torch.sigmoid(gates[:, : 3 * size]).chunk(3, dim=-1)
-        cell = torch.addcmul(keep * state.cell, write, torch.tanh(gates[:, 3 * size :]))
-        hidden = show * torch.tanh(cell)
-        return hidden, ControllerState(hidden, cell)
+
+def lstm_step(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+    """gates: (batch, 4 * hidden), keep, write, show, candidate; cell: (batch, hidden) -> hidden, new cell."""
+    size = cell.shape[1]
+    # One sigmoid for the three gates, which lie side by side before the candidate.
+    keep, write, show = torch.sigmoid(gates[:, : 3 * size]).chunk(3, dim=-1)
+    cell = torch.addcmul(keep * cell, write, torch.tanh(gates[:, 3 * size :]))
+    return show * torch.tanh(cell), cell
 
 
 class FeedforwardController(nn.Module):
@@ -91,11 +88,10 @@ class FeedforwardController(nn.Module):
         projected: Tensor = self.input_layer(inputs)
         return projected
 
-    def forward(
-        self, projected: Tensor, reads: Tensor, state: ControllerState
-    ) -> tuple[Tensor, ControllerState]:
-        """projected: (batch, hidden); reads: (batch, reads) -> output (batch, hidden), the empty state."""
-        return torch.relu(torch.addmm(projected, reads, self.recurrent_layer.weight.t())), state
+
+def feedforward_step(gates: Tensor) -> Tensor:
+    """(batch, hidden) -> (batch, hidden)."""
+    return torch.relu(gates)
 
 
 CONTROLLERS: dict[ControllerKind, type[LstmController] | type[FeedforwardController]] = {

@@ -18,6 +18,7 @@ from fewshot.memory.controllers import (
     ControllerState,
     FeedforwardController,
     LstmController,
+    lstm_step,
 )
 from fewshot.memory.lrua import LruaState
 
@@ -90,7 +91,7 @@ def slow_cell(
         raw = value["interface.weight"] @ hidden + value["interface.bias"]
         keys, rest = raw[: heads * word], raw[heads * word :]
         adds = keys
-        if cell.add_vector == "apart":
+        if cell.options.apart:
             adds, rest = rest[: heads * word], rest[heads * word :]
         if cell.content is not None:
             content = value["content.weight"] @ x
@@ -99,13 +100,13 @@ def slow_cell(
             last_content = content
         key, add = np.tanh(keys).reshape(heads, word), np.tanh(adds).reshape(heads, word)
         gate, strengths = sigmoid(rest[:heads]), np.ones(heads)
-        if cell.strength_offset is not None:
-            strengths = cell.strength_offset + np.log1p(np.exp(rest[heads:]))
+        if cell.options.strength_offset is not None:
+            strengths = cell.options.strength_offset + np.log1p(np.exp(rest[heads:]))
         order = np.argsort(usage, kind="stable")[:heads]
         write_weights = np.zeros((heads, slots))
         for head in range(heads):
             least_used = np.zeros(slots)
-            least_used[order if cell.least_used == "shared" else order[head]] = 1
+            least_used[order if cell.options.shared else order[head]] = 1
             write_weights[head] = gate[head] * read_weights[head] + (1 - gate[head]) * least_used
         memory = memory.copy()
         memory[order[0]] = 0
@@ -117,7 +118,7 @@ def slow_cell(
             weights = np.exp(strengths[head] * scores)
             read_weights[head] = weights / weights.sum()
             reads[head] = read_weights[head] @ memory
-        usage = cell.usage_decay * usage + read_weights.sum(0) + write_weights.sum(0)
+        usage = cell.options.usage_decay * usage + read_weights.sum(0) + write_weights.sum(0)
         outputs.append(np.concatenate([hidden, reads.ravel()]))
     return np.array(outputs), (memory, read_weights, usage)
 
@@ -178,20 +179,24 @@ def test_lstm_equals_torchs() -> None:
         theirs.bias_hh.zero_()
     inputs, reads = torch.randn(2, 5), torch.randn(2, 3)
     hidden, cell = torch.randn(2, 6), torch.randn(2, 6)
-    output, state = ours(ours.project(inputs), reads, ControllerState(hidden, cell))
-    their_hidden, their_cell = theirs(torch.cat([inputs, reads], dim=1), (hidden, cell))
-    torch.testing.assert_close(output, their_hidden)
-    torch.testing.assert_close(state, ControllerState(their_hidden, their_cell))
+    gates = ours.project(inputs) + torch.cat([hidden, reads], dim=1) @ ours.recurrent_weight.t()
+    torch.testing.assert_close(
+        lstm_step(gates, cell), theirs(torch.cat([inputs, reads], dim=1), (hidden, cell))
+    )
 
 
 def test_the_feedforward_controller_knows_the_past_through_the_reads_alone() -> None:
-    controller = FeedforwardController(5, 3, 6)
-    state = controller.start(2)
-    assert [part.shape for part in state] == [(2, 0), (2, 0)]
-    inputs, reads = torch.randn(2, 5), torch.randn(2, 3)
-    output, _ = controller(controller.project(inputs), reads, state)
-    expected = torch.relu(controller.input_layer(inputs) + controller.recurrent_layer(reads))
-    torch.testing.assert_close(output, expected)
+    cell = small_cell(controller="feedforward")
+    inputs, previous = sequence(2, 1)
+    state: MemoryState = cell.start(2)
+    assert [part.shape for part in state.controller] == [(2, 0), (2, 0)]
+    reads = torch.randn(2, 2, 3, dtype=torch.double)
+    outputs, _ = cell(state._replace(reads=reads), inputs, previous)
+    controller = cell.controller
+    assert isinstance(controller, FeedforwardController)
+    projected = controller.input_layer(torch.cat([inputs[:, 0], previous[:, 0]], dim=1))
+    expected = torch.relu(projected + controller.recurrent_layer(reads.flatten(1)))
+    torch.testing.assert_close(outputs[:, 0, :7], expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -226,11 +231,11 @@ def test_the_control_cell_is_its_controller_step_by_step() -> None:
     cell = LstmCell(4, 5, hidden_size=7).double()
     inputs, previous = sequence(3, 6)
     whole, last = cell(cell.start(3), inputs, previous)
-    state, nothing = cell.start(3), inputs.new_zeros(3, 0)
+    hidden, memory_cell = cell.start(3)
     for step, gates in enumerate(cell.controller.project(torch.cat([inputs, previous], dim=-1)).unbind(1)):
-        output, state = cell.controller(gates, nothing, state)
-        torch.testing.assert_close(whole[:, step], output)
-    torch.testing.assert_close(last, state)
+        hidden, memory_cell = lstm_step(gates + hidden @ cell.controller.recurrent_weight.t(), memory_cell)
+        torch.testing.assert_close(whole[:, step], hidden)
+    torch.testing.assert_close(last, ControllerState(hidden, memory_cell))
 
 
 def test_tied_an_image_is_looked_up_with_what_it_is_stored_under() -> None:
