@@ -1,8 +1,8 @@
-"""`time_to_95_mann`, `time_to_975_prototypical`: seconds of training to an accuracy, on real Omniglot.
+"""`time_to_95_mann`, `time_to_975_prototypical`: seconds of training to an accuracy, on real Omniglot, two cores.
 
-On two cores. The clock runs from the first step until the validation classes say that the accuracy is
-reached, looks at them included; then the weights are confirmed once on the test classes. Training is that of
-the recorded suite, but for how often it looks and at what.
+The clock runs from the first step until the validation classes say that the accuracy is reached, looks at
+them included; then the weights are confirmed once on the test classes. Training is that of the recorded
+suite, but for how often it looks.
 """
 
 import time
@@ -14,8 +14,9 @@ import torch
 from benchmarks.speed.measure import Row
 from benchmarks.speed.peers import CHECKOUT
 from benchmarks.speed.setting import Place, Setting, available_cores
+from fewshot.episodes.protocol import KShot, Protocol, Stream
 from fewshot.episodes.sampler import EpisodeSampler
-from fewshot.harness.config import KShotSettings, ProtocolSettings, StreamSettings, read_suite
+from fewshot.harness.config import read_suite
 from fewshot.harness.evaluate import Evaluation, evaluate
 from fewshot.harness.train import train
 from fewshot.learners.registry import build_learner
@@ -28,30 +29,18 @@ TEST_EPISODES = 1000
 
 
 class Goal(NamedTuple):
-    """accuracy: what is to reach the target, of an evaluation on such episodes."""
+    """accuracy: what is to reach the target, of an evaluation under the protocol."""
 
     measure: str
     learner: str
-    episodes: ProtocolSettings
+    protocol: Protocol
     accuracy: Callable[[Evaluation], float]
     target: float
 
 
 GOALS = (
-    Goal(
-        "time_to_95_mann",
-        "mann",
-        StreamSettings(protocol="stream", way=WAY, length=50),
-        lambda found: found.accuracy_by_instance[2],
-        0.95,
-    ),
-    Goal(
-        "time_to_975_prototypical",
-        "prototypical",
-        KShotSettings(protocol="kshot", way=WAY, shot=1, query=15),
-        lambda found: found.accuracy,
-        0.975,
-    ),
+    Goal("time_to_95_mann", "mann", Stream(WAY, 50), lambda found: found.accuracy_by_instance[2], 0.95),
+    Goal("time_to_975_prototypical", "prototypical", KShot(WAY, 1, 15), lambda found: found.accuracy, 0.975),
 )
 
 
@@ -71,8 +60,7 @@ def _measure(setting: Setting, goal: Goal, place: Place) -> Row:
     place.prepare()
     suite = read_suite(CHECKOUT / SUITE)
     (configured,) = (learner for learner in suite.learner if learner.id == goal.learner)
-    looks = {"validate_every": LOOK_EVERY_STEPS, "validate_on": goal.episodes}
-    settings = configured.train.model_copy(update=looks)
+    settings = configured.train.model_copy(update={"validate_every": LOOK_EVERY_STEPS})
     torch.manual_seed(0)
     learner = build_learner(goal.learner, setting.images.image_shape, WAY, configured.options)
     began, seen = time.monotonic(), 0.0
@@ -83,7 +71,7 @@ def _measure(setting: Setting, goal: Goal, place: Place) -> Row:
         return seen >= goal.target or time.monotonic() - began > PATIENCE_SECONDS
 
     log = train(learner, setting.images.split(setting.split), settings, stop_when=enough)
-    sampler = EpisodeSampler(setting.test, goal.episodes.build(), episode_seed=0)
+    sampler = EpisodeSampler(setting.test, goal.protocol, episode_seed=0)
     tested = goal.accuracy(evaluate(learner, sampler, TEST_EPISODES))
     last_step = log.curve[-1][0]
     note = f"validation {seen:.2%} after {last_step:,} steps, test {tested:.2%} ({TEST_EPISODES:,} episodes)"
