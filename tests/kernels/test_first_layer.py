@@ -18,7 +18,7 @@ from fewshot.kernels.first_layer import (
 from fewshot.kernels.native import library, plain_torch
 from fewshot.kernels.normalise import batch_norm_relu_statistics, frozen_norm_relu
 
-IMAGES = torch.rand(5, 1, 9, 9)
+IMAGES = torch.rand(5, 1, 9, 9, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -67,16 +67,18 @@ def test_values_statistics_and_gradients_are_those_of_plain_torch(
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_moments_are_those_of_the_unfolded_patches(stride: int) -> None:
+    torch.manual_seed(0)
     padded = F.pad(torch.rand(3, 2, 20, 33) + 5, (1, 1, 1, 1))
     mean, covariance, size = patch_moments(padded, stride)
     patches = F.unfold(padded.double(), 3, stride=stride).transpose(0, 1).flatten(1)
     assert size == patches.shape[1]
     torch.testing.assert_close(mean, patches.mean(1), rtol=1e-6, atol=0)
-    torch.testing.assert_close(covariance, patches.cov(correction=0), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(covariance, patches.cov(correction=0), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(("stride", "pool"), [(1, True), (2, False)])
 def test_given_statistics(stride: int, pool: bool) -> None:
+    torch.manual_seed(0)
     weights, scale, shift = weights_of(1, 32)
     mean, variance = torch.randn(32), torch.rand(32) + 0.1
     made = convolve_frozen_norm_relu(IMAGES, weights, mean, variance, scale, shift, stride=stride, pool=pool)

@@ -99,6 +99,7 @@ def trained_a_little(backbone: ConvBackbone, images: Tensor) -> dict[str, Tensor
 def test_kernels_give_what_the_layers_give(
     channels: int, mode: BatchNormMode, downsample: Downsample
 ) -> None:
+    torch.manual_seed(0)
     images = torch.rand(7, channels, 13, 10) * 2 + 1
     fast = trained_a_little(backbone_of(channels, downsample, mode), images)
     with plain_torch():
@@ -129,6 +130,7 @@ def test_images_may_want_a_gradient() -> None:
 @pytest.mark.parametrize("downsample", ["pool", "stride"])
 def test_gradients_can_be_differentiated(downsample: Downsample) -> None:
     """Somebody's own MAML on this backbone."""
+    torch.manual_seed(0)
     images = torch.rand(4, 1, 13, 10)
 
     def twice() -> tuple[Tensor, ...]:
