@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Protocol as Interface
-from typing import TypeGuard
 
 import numpy as np
 import pyarrow as pa
@@ -31,8 +30,9 @@ from fewshot.learners.base import Learner
 from fewshot.learners.embedding import EmbeddingLearner
 
 DEFAULT_EPISODES = 1000
-PIXELS_AT_ONCE = 2**21
-"""Pixels (height x width) per batch: a first layer of 64 float32 channels then takes half a gigabyte."""
+PIXELS_AT_ONCE, GPU_PIXELS_AT_ONCE = 2**18, 2**21
+"""Pixels (height x width) per batch: a first layer of 64 float32 channels then takes 64 megabytes. On a CPU
+core MAML was not faster with 2 to 8 times as many; a GPU has to be kept busy."""
 IMAGES_AT_ONCE = 2**12
 """Images per batch where their features are known. (A query may cost a copy of a memory of 20 kilobytes.)"""
 
@@ -99,6 +99,7 @@ def evaluate(
     """
     if episodes < 1:
         raise EpisodeError(f"an evaluation needs at least 1 episode; got {episodes}")
+    batch_size = batch_size or episodes_at_once(learner, source)
     columns: list[dict[str, NDArray[np.int64]]] = []
     done = 0
     with _evaluating(learner):
@@ -117,27 +118,48 @@ def evaluate(
     )
 
 
+def embeds(learner: Learner, source: NumberedEpisodes) -> bool:
+    """Whether each image of these episodes is embedded once, and answers are those to the features."""
+    return isinstance(learner, EmbeddingLearner) and learner.answers_from_features and _as_stored(source)
+
+
+def episodes_at_once(learner: Learner, source: NumberedEpisodes) -> int:
+    """How many episodes are answered side by side unless the caller says so, at least one."""
+    images = IMAGES_AT_ONCE
+    if not embeds(learner, source):
+        _, height, width = learner.image_shape
+        on_gpu = any(weight.is_cuda for weight in learner.parameters())
+        images = (GPU_PIXELS_AT_ONCE if on_gpu else PIXELS_AT_ONCE) // (height * width)
+    return max(1, images // images_of(source.protocol))
+
+
+def images_of(protocol: Protocol) -> int:
+    """How many images an episode shows, the largest where it varies."""
+    if isinstance(protocol, KShot):
+        return bounds(protocol.way)[1] * (bounds(protocol.shot)[1] + protocol.query)
+    return protocol.length
+
+
 def _answered(
-    learner: Learner, source: NumberedEpisodes, episodes: int, batch_size: int | None
+    learner: Learner, source: NumberedEpisodes, episodes: int, batch_size: int
 ) -> Iterator[tuple[EpisodeBatch, Tensor]]:
     """The episodes in batches, with the logits; with features for images where the learner takes them."""
-    if isinstance(learner, EmbeddingLearner) and learner.answers_from_features and _as_stored(source):
-        size = batch_size or _episodes_of(source.protocol, IMAGES_AT_ONCE)
-        drawn = [source.indices(*span) for span in source.spans(0, episodes, size)]
+    if embeds(learner, source):
+        assert isinstance(learner, EmbeddingLearner)
+        assert isinstance(source, EpisodeSource)
+        drawn = [source.indices(*span) for span in source.spans(0, episodes, batch_size)]
         features = embed_drawings(learner, source, drawn, _device(learner, source.device))
         if features is not None:
             for indices in drawn:
                 batch = with_features(indices, features)
                 yield batch, learner.answer_features(batch)
             return
-    _, height, width = learner.image_shape
-    size = batch_size or _episodes_of(source.protocol, PIXELS_AT_ONCE // (height * width))
-    for batch in source.batches(0, episodes, size):
+    for batch in source.batches(0, episodes, batch_size):
         batch = _to_device(batch, _device(learner, batch.class_ids.device))
         yield batch, learner.answer(batch)
 
 
-def _as_stored(source: NumberedEpisodes) -> TypeGuard[EpisodeSource]:
+def _as_stored(source: NumberedEpisodes) -> bool:
     """Whether batches are indices rendered, each drawing the same image wherever it is shown.
 
     It is not where images are distorted, or where somebody's own source makes its batches in another way.
@@ -226,15 +248,6 @@ def _to_device(batch: EpisodeBatch, device: torch.device) -> EpisodeBatch:
         return value.to(device) if isinstance(value, Tensor) else value
 
     return type(batch)(*(move(part) for part in batch))  # type: ignore[arg-type]
-
-
-def _episodes_of(protocol: Protocol, images: int) -> int:
-    """How many episodes of a protocol have so many images, at least one."""
-    if isinstance(protocol, KShot):
-        each = bounds(protocol.way)[1] * (bounds(protocol.shot)[1] + protocol.query)
-    else:
-        each = protocol.length
-    return max(1, images // each)
 
 
 def _describe(protocol: Protocol) -> str:

@@ -27,6 +27,7 @@ from fewshot.episodes.source import class_draws
 from fewshot.errors import LearnerError
 from fewshot.harness.config import TrainSettings
 from fewshot.harness.evaluate import Evaluation, evaluate
+from fewshot.harness.memory import check_memory
 from fewshot.learners.base import Learner
 
 TRAINING_VERSION = 1
@@ -80,8 +81,8 @@ def train(
 
     state_path: a file to which the run is saved every half minute and from which it goes on if it is there;
     it is the caller's to delete. stop_when: asked after each look at the validation classes, whether that is
-    enough. Raises EpisodeError where a side cannot supply the episodes, LearnerError where the loss is no
-    longer finite.
+    enough. Raises EpisodeError where a side cannot supply the episodes, LearnerError where the run would not
+    fit in memory and where the loss is no longer finite.
 
     On a GPU nothing in a step waits for the device: numbers are looked at every LOG_EVERY_STEPS steps only.
     """
@@ -97,6 +98,7 @@ def train(
     checks = EpisodeSampler(
         val_pool, validation_protocol(settings), episode_seed=_VALIDATION_SEED, device=device
     )
+    check_memory(learner, settings, source, checks)
     run = _Run(learner, settings, state_path, device)
     log = run.log
     for pool in (train_pool, val_pool):
