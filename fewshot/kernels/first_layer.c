@@ -5,8 +5,8 @@
    columns; a patch's values ("taps") are in the order of a kernel's weights, [channels][3][3]. Maps are in
    channels-last order, [images][height][width]["wide" maps], a multiple of LANES. `code` keeps which of a
    window's positions was the greatest, or CLOSED where the ReLU lets nothing through.
-   Sums over an image are float32 within a few rows and double between them; images are combined in their order, so
-   that the result does not depend on the number of threads. */
+   Sums over an image are float32 within a few rows and double between them; images are combined in their
+   order, so that the result does not depend on the number of threads. */
 
 #if !defined(__clang__)
 #pragma GCC optimize("fp-contract=fast")
@@ -69,7 +69,8 @@ static void image_moments(const shape *s, const float *image, const float *centr
         const long count = first + together < down ? together : down - first;
         for (long tap = 0; tap < taps; tap++) {
             float *to = room + tap * places;
-            const float *from = image + (tap / AREA * s->rows + first * s->stride + tap % AREA / SIDE) * s->columns;
+            const long top = tap / AREA * s->rows + first * s->stride + tap % AREA / SIDE;
+            const float *from = image + top * s->columns;
             for (long y = 0; y < count; y++, to += across, from += s->stride * s->columns)
                 for (long x = 0; x < across; x++)
                     to[x] = from[tap % SIDE + x * s->stride] - centre[tap / AREA];
@@ -111,9 +112,9 @@ INLINE lanes choose(masks which, lanes yes, lanes no)
     return (lanes)((which & (masks)yes) | (~which & (masks)no));
 }
 
-/* `positions` maps' values before the ReLU, of `vectors` vectors of maps, whose patches are `at` from a corner. */
-INLINE void convolve(const shape *s, const int positions, const int vectors, const float *corner, const long *at,
-                     const float *weights, const float *offsets, lanes sums[4][VECTORS])
+/* Values before the ReLU of `vectors` vectors of maps, at positions whose patches are `at` from a corner. */
+INLINE void convolve(const shape *s, const int positions, const int vectors, const float *corner,
+                     const long *at, const float *weights, const float *offsets, lanes sums[4][VECTORS])
 {
     for (int k = 0; k < positions; k++)
         for (int v = 0; v < vectors; v++)
@@ -163,12 +164,14 @@ INLINE void cell_forward(const shape *s, const int pool, const int positions, co
 }
 
 /* All maps of a cell; `vectors` at a time as far as they go. */
-INLINE void cells_forward(const shape *s, const int pool, const int positions, const float *corner, const long *at,
-                          const float *weights, const float *offsets, float *out, uint8_t *code)
+INLINE void cells_forward(const shape *s, const int pool, const int positions, const float *corner,
+                          const long *at, const float *weights, const float *offsets, float *out,
+                          uint8_t *code)
 {
     long map = 0;
     for (; map + VECTORS * LANES <= s->wide; map += VECTORS * LANES)
-        cell_forward(s, pool, positions, VECTORS, corner, at, weights + map, offsets + map, out + map, code + map);
+        cell_forward(s, pool, positions, VECTORS, corner, at, weights + map, offsets + map, out + map,
+                     code + map);
     for (; map < s->wide; map += LANES)
         cell_forward(s, pool, positions, 1, corner, at, weights + map, offsets + map, out + map, code + map);
 }
@@ -182,7 +185,8 @@ INLINE void image_forward(const shape *s, const int pool, const float *image, co
         const float *corner = image + s->window * y * down;
         long x = 0;
         for (; !pool && x + 4 <= across; x += 4)
-            cells_forward(s, 0, 4, corner + x * right, row, weights, offsets, out + x * s->wide, code + x * s->wide);
+            cells_forward(s, 0, 4, corner + x * right, row, weights, offsets, out + x * s->wide,
+                          code + x * s->wide);
         for (; x < across; x++)
             cells_forward(s, pool, pool ? 4 : 1, corner + s->window * x * right, window, weights, offsets,
                           out + x * s->wide, code + x * s->wide);

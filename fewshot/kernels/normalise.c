@@ -197,8 +197,8 @@ void affine_relu(long threads, long groups, long images, long height, long width
     }
 }
 
-/* mean, variance, spread (r above): [groups][channels]. scratch: [groups * images + 1][2][channels] doubles, then
-   [groups * images + groups][2][channels] floats. */
+/* mean, variance, spread (r above): [groups][channels].
+   scratch: [groups * images + 1][2][channels] doubles, then [groups * images + groups][2][channels] floats. */
 void forward(long threads, long groups, long images, long height, long width, long channels, long window,
              const float *maps, const float *scale, const float *shift, float *out, uint8_t *code, float *mean,
              float *variance, float *spread, double *scratch)

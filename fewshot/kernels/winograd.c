@@ -57,7 +57,7 @@ static long tiles(const shape *s) { return s->images * tiles_down(s) * tiles_acr
 static void find(const shape *s, const float *maps, long channels, long tile, int side, int before,
                  const float **at)
 {
-    const long in_image = tile % (tiles_down(s) * tiles_across(s)), image = tile / (tiles_down(s) * tiles_across(s));
+    const long of_image = tiles_down(s) * tiles_across(s), in_image = tile % of_image, image = tile / of_image;
     const long top = in_image / tiles_across(s) * 2 - before, left = in_image % tiles_across(s) * 2 - before;
     for (int i = 0; i < side * side; i++) {
         const long y = top + i / side, x = left + i % side;
@@ -66,7 +66,7 @@ static void find(const shape *s, const float *maps, long channels, long tile, in
     }
 }
 
-/* --- Transforms: of one tile, for all channels. A point's matrix begins every `apart` floats. -------------- */
+/* --- Transforms: of one tile, for all channels. A point's matrix begins every `apart` floats. ------ */
 
 INLINE lanes load_inside(const float *at, long c) { return at ? load(at + c) : (lanes){0}; }
 
@@ -138,7 +138,8 @@ static void transform_weights(const float *weights, long size, float *to)
     for (long i = 0; i < size; i++) {
         float rows[4][3];
         for (int j = 0; j < 3; j++) {
-            const float a = weights[j * size + i], b = weights[(3 + j) * size + i], d = weights[(6 + j) * size + i];
+            const float a = weights[j * size + i], b = weights[(3 + j) * size + i];
+            const float d = weights[(6 + j) * size + i];
             rows[0][j] = a, rows[1][j] = (a + b + d) / 2, rows[2][j] = (a - b + d) / 2, rows[3][j] = d;
         }
         for (int k = 0; k < 4; k++) {
@@ -172,7 +173,8 @@ static void transform_weights_back(const float *points, long size, float *weight
 
 /* --- Products --------------------------------------------------------------------------------------------- */
 
-INLINE void multiply_tile(const int vectors, const float *left, const float *right, long from, long to, float *out)
+INLINE void multiply_tile(const int vectors, const float *left, const float *right, long from, long to,
+                          float *out)
 {
     lanes sums[ROWS][VECTORS];
     for (int row = 0; row < ROWS; row++)
