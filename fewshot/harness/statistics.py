@@ -158,14 +158,15 @@ def _resamples(
 ) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
     """How often each episode (episode, replicate) and each class (class, replicate) is drawn."""
     random = np.random.default_rng(seed)
-    episode_weight = _times_drawn(episodes, replicates, random).astype(np.int16)
-    return episode_weight, _times_drawn(classes, replicates, random).astype(np.float64)
+    # Small numbers are turned about faster than large ones: casts come first.
+    episode_weight = np.ascontiguousarray(_times_drawn(episodes, replicates, random).astype(np.int16).T)
+    class_weight = np.ascontiguousarray(_times_drawn(classes, replicates, random).astype(np.float64).T)
+    return episode_weight, class_weight
 
 
 def _times_drawn(number: int, replicates: int, random: np.random.Generator) -> NDArray[np.int64]:
-    """(number, replicate): how often each is drawn when `number` are drawn with replacement."""
-    drawn = random.multinomial(number, np.full(number, 1 / number), size=replicates)
-    return np.ascontiguousarray(drawn.T)
+    """(replicate, number): how often each is drawn when `number` are drawn with replacement."""
+    return random.multinomial(number, np.full(number, 1 / number), size=replicates)
 
 
 def _t_half_width(values: NDArray[np.float64]) -> float | None:
