@@ -119,7 +119,8 @@ def _follow(norm: nn.BatchNorm2d, seen: normalise.Normalised) -> None:
 class ConvBackbone(nn.Module):
     """A stack of `ConvBlock`s, flattened: (..., channel, height, width) -> (..., output_size).
 
-    Works in channels-last memory format throughout: about twice as fast on a CPU, same answers.
+    Works in channels-last memory format throughout: about twice as fast on a CPU, same answers. Trained on a
+    GPU, it convolves in bfloat16 (weights, statistics and features stay float32); it answers in float32.
     Raises LearnerError where the image is too small to be halved once per block, or a width is below 1.
     """
 
@@ -158,8 +159,9 @@ class ConvBackbone(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(..., channel, height, width) -> (..., output_size)."""
         leading = images.shape[:-3]
-        features: Tensor = self.blocks(images.reshape(-1, *images.shape[-3:]))
-        return features.reshape(*leading, self.output_size)
+        with torch.autocast("cuda", torch.bfloat16, enabled=images.is_cuda and self.training):
+            features: Tensor = self.blocks(images.reshape(-1, *images.shape[-3:]))
+        return features.to(images.dtype).reshape(*leading, self.output_size)
 
 
 class ConvEmbedding(nn.Module):

@@ -152,3 +152,18 @@ def test_an_image_is_answered_alike_alone_and_among_others() -> None:
     with torch.no_grad():
         together, alone = backbone(images), torch.cat([backbone(image[None]) for image in images])
     torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_training_is_in_mixed_precision_and_answering_is_not() -> None:
+    torch.manual_seed(0)
+    backbone = ConvBackbone((1, 28, 28))
+    images = torch.randn(6, 1, 28, 28)
+    expected = copy.deepcopy(backbone)(images)
+    backbone.cuda()
+    features = backbone(images.cuda())
+    assert features.dtype == torch.float32
+    torch.testing.assert_close(features.cpu(), expected, rtol=0.1, atol=0.1)
+    backbone.eval()
+    reference = copy.deepcopy(backbone).cpu()(images)
+    torch.testing.assert_close(backbone(images.cuda()).cpu(), reference, rtol=1e-3, atol=1e-3)
