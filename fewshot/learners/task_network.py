@@ -3,7 +3,7 @@
 Weights are a tuple of tensors, each with the batch first: of each block the kernel (batch, 3, 3, in, out) and
 the batch norm's scale and shift (batch, out), then the head (batch, way, feature) and its bias (batch, way).
 
-What is fast, measured with 16 episodes and Conv4-64 on one CPU core (`benchmarks/speed/plain_maml.py`): all
+What is fast, measured with 16 episodes and Conv4-64 on one CPU core (`benchmarks/speed/maml_step.py`): all
 episodes go through each layer together, in channels-last order, by two kernels of our own that are
 differentiable twice, `convolve` and `batch_norm_relu`. A loop over episodes with torch's operations takes
 twice as long, for its backward of the backward and its pooling above all. Grouped convolutions were little
