@@ -48,9 +48,16 @@ class ScanState(NamedTuple):
 
 def can_scan(state: ScanState, *sequences: Tensor) -> bool:
     """Whether `scan` is for these tensors: float32 on a CPU, a slot for every head, and a compiler there."""
+    return state.memory.is_cpu and is_usual(state, *sequences) and library("lrua") is not None
+
+
+def is_usual(state: ScanState, *sequences: Tensor) -> bool:
+    """What every kernel asks for: float32 on one device, and a slot for every head."""
     _, heads, slots = state.read_weights.shape
-    usual = all(tensor.dtype == torch.float32 and tensor.is_cpu for tensor in (*state, *sequences))
-    return usual and heads <= slots and library("lrua") is not None
+    device = state.memory.device
+    return heads <= slots and all(
+        tensor.dtype == torch.float32 and tensor.device == device for tensor in (*state, *sequences)
+    )
 
 
 def scan(
@@ -69,10 +76,16 @@ def scan(
     interface_weight: (interface, hidden). Returns [hidden ; reads], (batch, step, hidden + words), and the
     state after the last step. All but usage pass gradients, of first order.
     """
-    tensors = (projected, offsets, recurrent_weight, interface_weight, *state)
+    return apply(_Scan, (projected, offsets, recurrent_weight, interface_weight, *state), options)
+
+
+def apply(
+    function: type[torch.autograd.Function], tensors: tuple[Tensor, ...], options: ScanOptions
+) -> tuple[Tensor, ScanState]:
+    """Call a kernel: (outputs, cell, memory, read_weights, usage) from the tensors; steps kept if needed."""
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    outputs, cell, memory, read_weights, usage = _Scan.apply(*tensors, options, keep)
-    recurrent = outputs[:, -1, outputs.shape[-1] - state.recurrent.shape[-1] :]
+    outputs, cell, memory, read_weights, usage = function.apply(*tensors, options, keep)
+    recurrent = outputs[:, -1, outputs.shape[-1] - tensors[2].shape[1] :]
     return outputs, ScanState(recurrent, cell, memory, read_weights, usage)
 
 

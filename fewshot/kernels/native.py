@@ -48,12 +48,17 @@ def plain_torch() -> Iterator[None]:
         _switched_off -= 1
 
 
+def kernels_wanted() -> bool:
+    """Whether kernels of our own, in C or not, are to be used at all."""
+    return not _switched_off and os.environ.get(SWITCH_VARIABLE) != "0"
+
+
 def library(name: str, *, exact: bool = False) -> ctypes.CDLL | None:
     """The kernels of `<name>.c`, or None where they are switched off or cannot be compiled (said once).
 
     exact: without fused multiply and add, for kernels that equal plain torch bit for bit.
     """
-    if _switched_off or os.environ.get(SWITCH_VARIABLE) == "0":
+    if not kernels_wanted():
         return None
     return _load(name, _FLAGS + ((_EXACT_FLAG,) if exact else ()))
 

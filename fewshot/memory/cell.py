@@ -138,7 +138,7 @@ class MemoryCell(nn.Module):
         recurrent = torch.cat([state.controller.hidden, state.reads.flatten(1)], dim=-1)
         start = ScanState(recurrent, state.controller.cell, *state.access)
         weights = self.controller.recurrent_weight, self.interface.weight
-        scan = best_scan(start, projected, offsets)
+        scan = best_scan(self.options, start, projected, offsets)
         outputs, last = scan(projected, offsets, *weights, start, self.options)
         hidden, reads = last.recurrent.tensor_split([state.controller.hidden.shape[1]], dim=1)
         return outputs, MemoryState(

@@ -6,6 +6,8 @@ the number of operations, so it has few, and a kernel in C does the whole loop; 
 takes less time than it takes to ask for it, one fused kernel does.
 """
 
+import functools
+import sys
 from collections.abc import Callable
 
 import torch
@@ -14,8 +16,12 @@ from torch import Tensor
 
 from fewshot.kernels import lrua
 from fewshot.kernels.lrua import ScanOptions, ScanState
+from fewshot.kernels.native import kernels_wanted
 from fewshot.memory.controllers import feedforward_step, lstm_step
 from fewshot.memory.lrua import LruaState, lrua_step
+
+TOLERANCE = 1e-3
+"""What the fused kernel may be off on a small case: rounding takes a hundredth of it, a mistake more."""
 
 Scan = Callable[[Tensor, Tensor, Tensor, Tensor, ScanState, ScanOptions], tuple[Tensor, ScanState]]
 
@@ -61,8 +67,65 @@ def _access(access: LruaState, interface: Tensor, options: ScanOptions) -> tuple
     )
 
 
-def best_scan(state: ScanState, *sequences: Tensor) -> Scan:
+def best_scan(options: ScanOptions, state: ScanState, *sequences: Tensor) -> Scan:
     """The fastest path that these tensors can take."""
     if lrua.can_scan(state, *sequences):
         return lrua.scan
+    if state.memory.is_cuda and lrua.is_usual(state, *sequences) and kernels_wanted():
+        return fused_scan(state.memory.device, options)
     return plain_scan
+
+
+@functools.cache
+def fused_scan(device: torch.device, options: ScanOptions) -> Scan:
+    """The fused kernel, once it was held against the plain path on this device; else that, said in one line.
+
+    It comes out of a compiler and onto devices that it was not tried on.
+    """
+    try:
+        # Here, because Triton takes a while to import and is not everywhere.
+        from fewshot.kernels.lrua_triton import scan
+
+        off = largest_difference(scan, device, options)
+        if off <= TOLERANCE:
+            return scan
+        reason = f"it is off by {off:.1g}"
+    except Exception as error:  # whatever a compiler, a driver or a missing package raises
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    print(
+        f"fewshot: plain torch in place of the fused memory kernel on {device} ({reason}): "
+        "slower, same figures",
+        file=sys.stderr,
+    )
+    return plain_scan
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def largest_difference(scan: Scan, device: torch.device, options: ScanOptions) -> float:
+    """Between a path in single and the plain one in double precision, on a small case, gradients included.
+
+    Of each result's largest number.
+    """
+    batch, steps, hidden, heads, word, slots = 3, 4, 19, 4, 7, 21
+    words = heads * word
+    gates, recurrent = (4 * hidden, hidden + words) if options.lstm else (hidden, words)
+    interface = words * (1 + options.apart) + heads * (1 + (options.strength_offset is not None))
+    random = torch.Generator().manual_seed(0)
+    shapes = [(batch, steps, gates), (batch, steps, interface), (gates, recurrent), (interface, hidden)]
+    shapes += [(batch, recurrent), (batch, gates // 4 if options.lstm else 0), (batch, slots, word)]
+    given = [torch.randn(shape, generator=random, dtype=torch.double) / 2 for shape in shapes]
+    given += [torch.randn(batch, heads, slots, generator=random, dtype=torch.double).softmax(-1)]
+    usage = torch.rand(batch, slots, generator=random, dtype=torch.double)
+
+    def results(path: Scan, dtype: torch.dtype) -> list[Tensor]:
+        leaves = [tensor.to(device, dtype).requires_grad_() for tensor in given]
+        projected, offsets, recurrent_weight, interface_weight, *start = leaves
+        state = ScanState._make([*start, usage.to(device, dtype)])
+        outputs, last = path(projected, offsets, recurrent_weight, interface_weight, state, options)
+        total = outputs.sin().sum() + sum(part.square().sum() for part in last[:4])
+        gradients = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+        return [part.detach().double() for part in (outputs, *last, *gradients) if part.numel()]
+
+    pairs = zip(results(scan, torch.float32), results(plain_scan, torch.double), strict=True)
+    return float(torch.stack([(ours - true).abs().amax() / true.abs().amax() for ours, true in pairs]).amax())
