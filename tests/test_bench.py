@@ -43,7 +43,7 @@ from fewshot.learners.prototypical import Prototypical
 FAST = Row("episodes_5w1s", "cpu, 1 thread", "episodes/s", 4000.0, "learn2learn", 1000.0, 5000.0)
 SLOW = Row("maml_step", "cpu, 2 threads", "ms", 250.0, "learn2learn", 1000.0, 200.0, "first losses agree")
 ABSENT = Row(
-    "episodes_5w1s", "cpu, 1 thread", "episodes/s", 4000.0, "torchmeta", None, 5000.0, "it does not install"
+    "episodes_5w1s", "cpu, 1 thread", "episodes/s", 4000.0, "torchmeta", None, 5000.0, "it is not there"
 )
 
 
@@ -83,7 +83,7 @@ def test_the_table_names_each_device_once_and_fits_a_terminal() -> None:
         "episodes_5w1s", "learn2learn", "4,000", "/s", "1,000", "/s", "4.00×", "5,000", "/s", "80%",
     ]  # fmt: skip
     assert lines["torchmeta"].split() == ["torchmeta"]
-    assert "episodes_5w1s, cpu, 1 thread: it does not install" in text
+    assert "episodes_5w1s, cpu, 1 thread: it is not there" in text
 
 
 def test_a_plot_is_drawn_for_each_axis_that_was_measured(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_run_writes_the_figures_and_the_machine(
     assert facts["machine"]["cores"] >= 1
     assert facts["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert "learn2learn" not in facts["versions"]
-    assert facts["notes"] == ["episodes_5w1s, cpu, 1 thread: it does not install"]
+    assert facts["notes"] == ["episodes_5w1s, cpu, 1 thread: it is not there"]
     printed = capsys.readouterr()
     assert str(tmp_path / "out") in printed.out
     assert "first (1 of 1)" in printed.err
@@ -164,7 +164,7 @@ def test_an_absent_peer_leaves_its_cell_empty_and_says_why(setting: Setting) -> 
     assert row.ratio_to_peer is None
     assert row.ours is not None
     assert row.limit is not None
-    assert row.note == "learn2learn: no network"
+    assert row.note == "learn2learn: it could not be installed"
 
 
 def test_a_peer_works_in_its_own_process_from_the_same_weights(setting: Setting) -> None:
@@ -215,6 +215,28 @@ def test_sides_that_do_not_compute_the_same_are_not_compared(setting: Setting) -
     assert row.note == "learn2learn: not compared, as its first loss differs from ours by 0.5"
 
 
+def test_what_a_peer_says_of_this_machine_is_printed_and_stands_in_no_note(
+    setting: Setting, capfd: pytest.CaptureFixture[str]
+) -> None:
+    missing = setting.folder / "no such file"
+    asked = {"step": str(missing), "threads": 1, "device": "cpu"}
+    row = compare_step(
+        setting,
+        "lrua_step",
+        Place("cpu"),
+        lambda: torch.zeros(()),
+        10,
+        "eager step",
+        lambda: Worker(Path(sys.executable), "plain_lrua", asked),
+        1e-5,
+    )
+    assert row.note == "eager step: it stopped with FileNotFoundError"
+    assert (
+        f"plain_lrua: FileNotFoundError: [Errno 2] No such file or directory: '{missing}'"
+        in capfd.readouterr().err
+    )
+
+
 def test_a_peer_that_ends_says_so_in_one_line() -> None:
     false = shutil.which("false")
     if false is None:
@@ -254,7 +276,7 @@ def test_the_plain_network_is_ours(setting: Setting) -> None:
 
 
 def test_the_environment_is_built_once_and_again_where_it_lacks_a_peer(
-    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     built: list[Path] = []
     absent = {"torchmeta": "no network"}
@@ -266,9 +288,13 @@ def test_the_environment_is_built_once_and_again_where_it_lacks_a_peer(
         (folder / "peers.json").write_text(json.dumps(absent))
 
     monkeypatch.setattr(peers, "_build", build)
-    with pytest.raises(PeerError, match="no network"):
+    with pytest.raises(PeerError, match="it could not be installed"):
         peer_environment().interpreter("torchmeta")
-    assert peer_environment().interpreter("easyfsl").is_file()
+    said = capsys.readouterr().err
+    assert "torchmeta could not be installed: no network" in said
+    assert str(own_cache) not in said
+    absent["easyfsl"] = "no network any more"
+    assert peer_environment().interpreter("easyfsl").is_file(), "what is worse is not kept"
     assert len(built) == 2, "an environment that lacks a peer is built again"
     absent.clear()
     python = peer_environment().interpreter("torchmeta")
@@ -281,7 +307,7 @@ def test_the_environment_is_built_once_and_again_where_it_lacks_a_peer(
 
 
 def test_what_cannot_be_built_leaves_no_peer_and_one_line(
-    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(folder: Path) -> None:
         raise OSError("no space left")
@@ -289,5 +315,6 @@ def test_what_cannot_be_built_leaves_no_peer_and_one_line(
     monkeypatch.setattr(peers, "_build", fail)
     environment = peer_environment()
     for peer in peers.VERSIONS:
-        with pytest.raises(PeerError, match="no space left"):
+        with pytest.raises(PeerError, match="it could not be installed"):
             environment.interpreter(peer)
+    assert capsys.readouterr().err.count("could not be installed: no space left") == len(peers.VERSIONS)

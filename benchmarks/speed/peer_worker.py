@@ -311,7 +311,7 @@ def main() -> None:
         work, facts = PEERS[peer](**json.loads(settings))
         work(1)
     except Exception as error:
-        reply(error=f"{type(error).__name__}: {' '.join(str(error).split())}")
+        reply(error=type(error).__name__, said=" ".join(str(error).split()))
         return
     reply(**facts)
     for line in sys.stdin:

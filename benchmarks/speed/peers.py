@@ -34,7 +34,11 @@ _STEP_SECONDS = 600
 
 
 class PeerError(Exception):
-    """A peer cannot be had, or stopped; the message is one line."""
+    """A peer cannot be had, or stopped; the message is one line, for the notes of a record.
+
+    It names no place. What a tool or a library said of it may name folders and hosts of this machine: that
+    goes to standard error, and into no file beside the figures.
+    """
 
 
 @dataclass(frozen=True)
@@ -47,37 +51,54 @@ class PeerEnvironment:
     absent: Mapping[str, str]
 
     def interpreter(self, peer: str) -> Path:
-        """Where the peer is installed; raises PeerError, with the reason, where it is not."""
-        if peer in self.absent:
-            raise PeerError(self.absent[peer])
-        if self.python is None:
-            raise PeerError("there is no environment for it")
+        """Where the peer is installed; raises PeerError where it is not."""
+        if self.python is None or peer in self.absent:
+            raise PeerError("it could not be installed")
         return self.python
 
 
 def peer_environment() -> PeerEnvironment:
-    """The environment from the cache, built where it is missing, stale, damaged or lacks a peer."""
-    root = cache_root() / "peers"
-    folder = root / _key()
-    found = _read(folder)
-    if found and not found.absent:
-        return found
-    print(
-        f"building the environment of {', '.join(_RECIPES)} (a minute or two, kept in {root})",
-        file=sys.stderr,
-        flush=True,
-    )
+    """The environment from the cache, built where it is missing, stale, damaged or lacks a peer.
+
+    One that lacks no fewer is not put in its place. Why a peer is absent is said on standard error.
+    """
+    folder = cache_root() / "peers" / _key()
+    environment = _read(folder)
+    if environment and not environment.absent:
+        return environment
+    _say(f"building the environment of {', '.join(_RECIPES)}: a minute or two, kept in the cache directory")
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".partial-", dir=root) as partial:
-            made = Path(partial) / "environment"
-            _build(made)
-            if folder.exists():
-                folder.rename(Path(partial) / "stale")
-            made.rename(folder)
+        environment = _rebuilt(folder, environment)
     except (OSError, subprocess.SubprocessError) as error:
-        return PeerEnvironment(None, dict.fromkeys(_RECIPES, _reason(error)))
-    return _read(folder) or PeerEnvironment(None, dict.fromkeys(_RECIPES, "its interpreter does not start"))
+        environment = environment or PeerEnvironment(None, dict.fromkeys(_RECIPES, _reason(error)))
+    for peer, reason in environment.absent.items():
+        _say(f"{peer} could not be installed: {reason}")
+    return environment
+
+
+def _rebuilt(folder: Path, before: PeerEnvironment | None) -> PeerEnvironment:
+    """The environment of a folder, built anew beside it; what was there before stays unless it lacks more."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder.parent) as partial:
+        made = Path(partial) / "environment"
+        _build(made)
+        built = _read(made)
+        if built is None:
+            raise OSError("its interpreter does not start")
+        if before and len(before.absent) <= len(built.absent):
+            return before
+        if folder.exists():
+            folder.rename(Path(partial) / "stale")
+        made.rename(folder)
+    return PeerEnvironment(_python(folder), built.absent)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _python(folder: Path) -> Path:
+    return folder / "bin" / "python"
 
 
 def _key() -> str:
@@ -88,7 +109,7 @@ def _key() -> str:
 
 def _read(folder: Path) -> PeerEnvironment | None:
     """The environment in a folder, None where it is not whole: the report is the last that is written."""
-    python = folder / "bin" / "python"
+    python = _python(folder)
     try:
         absent = json.loads((folder / _REPORT).read_text(encoding="utf-8"))
         subprocess.run([python, "-c", "pass"], check=True, capture_output=True, timeout=_STEP_SECONDS)
@@ -100,7 +121,7 @@ def _read(folder: Path) -> PeerEnvironment | None:
 def _build(folder: Path) -> None:
     """Every peer by itself: one that cannot be installed does not keep the others out."""
     _run(sys.executable, "-m", "venv", folder)
-    python = folder / "bin" / "python"
+    python = _python(folder)
     (own_packages,) = folder.glob("lib/python*/site-packages")
     parents = "\n".join(path for path in site.getsitepackages() if Path(path).is_dir())
     (own_packages / "parent.pth").write_text(f"{parents}\n", encoding="utf-8")
@@ -109,7 +130,7 @@ def _build(folder: Path) -> None:
         try:
             install(python)
         except (OSError, subprocess.SubprocessError, tarfile.TarError) as error:
-            absent[peer] = f"it does not install: {_reason(error)}"
+            absent[peer] = _reason(error)
     replace_file(folder / _REPORT, json.dumps(absent).encode())
 
 
@@ -216,9 +237,11 @@ class Worker:
         line = self._process.stdout.readline()
         if not line:
             self._errors.seek(0)
-            said = self._errors.read().strip().splitlines()
-            raise PeerError(said[-1] if said else f"it ended with exit code {self._process.wait()}")
+            for said in self._errors.read().strip().splitlines()[-1:]:
+                _say(f"{self.peer}: {said}")
+            raise PeerError(f"it ended with exit code {self._process.wait()}")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise PeerError(answer["error"])
+            _say(f"{self.peer}: {answer['error']}: {answer['said']}")
+            raise PeerError(f"it stopped with {answer['error']}")
         return answer
