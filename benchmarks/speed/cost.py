@@ -12,8 +12,8 @@ from torch import Tensor
 
 from benchmarks.speed.lrua_step import WAY, lrua_step
 from benchmarks.speed.maml_step import maml
-from benchmarks.speed.measure import Rounds, interleave
-from benchmarks.speed.setting import ONE_CORE, Place, Setting, available_cores
+from benchmarks.speed.measure import Rounds, Side, interleave
+from benchmarks.speed.setting import Place, Setting, available_cores
 from benchmarks.speed.steps import timed, training_step
 from fewshot.episodes.protocol import KShot
 from fewshot.episodes.sampler import EpisodeSampler
@@ -52,19 +52,20 @@ def measure(setting: Setting) -> list[Cost]:
     for axis, method, values, make in _curves(setting):
         if setting.quick and axis != "cores":
             values = values[::2]
-        ONE_CORE.prepare()
-        if axis == "cores":
-            seconds = {value: _on_cores(value, make(value), rounds) for value in values}
-        else:
-            sides = {str(value): timed(make(value)) for value in values}
-            seconds = {int(value): taken for value, taken in interleave(sides, rounds).items()}
-        costs += [Cost(axis, value, method, 1e3 * taken) for value, taken in seconds.items()]
+        sides = {str(value): _on_cores(make(value), value if axis == "cores" else 1) for value in values}
+        seconds = interleave(sides, rounds)
+        costs += [Cost(axis, int(value), method, 1e3 * taken) for value, taken in seconds.items()]
     return costs
 
 
-def _on_cores(threads: int, step: Step, rounds: Rounds) -> float:
-    Place("cpu", threads).prepare()
-    return interleave({"step": timed(step)}, rounds)["step"]
+def _on_cores(step: Step, threads: int) -> Side:
+    work = timed(step)
+
+    def side(count: int) -> float:
+        Place("cpu", threads).prepare()
+        return work(count)
+
+    return side
 
 
 def _curves(setting: Setting) -> Iterator[tuple[Axis, str, tuple[int, ...], Callable[[int], Step]]]:

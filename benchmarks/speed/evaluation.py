@@ -70,8 +70,8 @@ def measure(setting: Setting) -> list[Row]:
             accuracies = evaluate(learner, sampler, asked).accuracy, float(worker.facts["accuracy"])
             seconds = interleave(sides | {"peer": worker}, rounds)
         note = (
-            f"{PEER}'s seconds are scaled from rounds of {asked} episodes; accuracy on the same {asked}: "
-            f"ours {accuracies[0]:.2%}, {PEER} {accuracies[1]:.2%}"
+            f"{PEER}'s seconds are scaled from rounds of about {asked} episodes; accuracy on the same "
+            f"{asked}: ours {accuracies[0]:.2%}, {PEER} {accuracies[1]:.2%}"
         )
     except PeerError as error:
         seconds, note = interleave(sides, rounds), f"{PEER}: {error}"

@@ -12,11 +12,12 @@ from benchmarks.speed.measure import Row, Side, interleave
 from benchmarks.speed.peers import PeerError, Worker
 from benchmarks.speed.setting import Place, Setting
 from fewshot.episodes.batch import EpisodeBatch
+from fewshot.harness.config import TrainSettings
+from fewshot.harness.train import make_optimizer
 from fewshot.kernels.native import plain_torch
 from fewshot.learners.base import Learner
 
 MATRIX_SIDE = {"cpu": 1024, "cuda": 8192}
-CLIP_NORM = 10.0
 
 
 def timed(step: Callable[[], object], device: str = "cpu") -> Side:
@@ -35,14 +36,15 @@ def timed(step: Callable[[], object], device: str = "cpu") -> Side:
 
 def training_step(learner: Learner, batch: EpisodeBatch) -> Callable[[], Tensor]:
     """One update of the weights as `fewshot.train` makes it, always on the same batch; gives the loss."""
-    optimizer = torch.optim.Adam(learner.parameters(), lr=1e-3, fused=True)
+    settings = TrainSettings()
+    optimizer = make_optimizer(learner, settings)
     learner.train()
 
     def step() -> Tensor:
         optimizer.zero_grad(set_to_none=True)
         loss = learner.loss(batch)
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(learner.parameters(), CLIP_NORM)
+        nn.utils.clip_grad_norm_(learner.parameters(), settings.clip_norm)
         optimizer.step()
         return loss.detach()
 

@@ -212,7 +212,7 @@ class _Run:
         self.step = 0
         self.log = TrainLog()
         self.best = _copy(learner.state_dict())
-        self.optimizer = _optimizer(learner, settings)
+        self.optimizer = make_optimizer(learner, settings)
         self.saved_at = time.perf_counter()
         # What is only looked at now and then stays on the device until then.
         self.finite = torch.ones((), dtype=torch.bool, device=device)
@@ -281,7 +281,8 @@ class _Run:
         self.step, self.best, self.log = state["step"], state["best"], TrainLog(**state["log"])
 
 
-def _optimizer(learner: Learner, settings: TrainSettings) -> torch.optim.Optimizer:
+def make_optimizer(learner: Learner, settings: TrainSettings) -> torch.optim.Optimizer:
+    """What takes the steps of a run."""
     parameters = list(learner.parameters())
     if settings.optimizer == "adam":
         return torch.optim.Adam(parameters, lr=settings.learning_rate, fused=True)

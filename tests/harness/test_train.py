@@ -155,6 +155,29 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(
     assert [file.name for file in path.parent.iterdir()] == ["run.state"]
 
 
+@RUNS
+def test_with_two_threads_a_run_repeats_and_goes_on_too(
+    split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, changes: dict[str, Any]
+) -> None:
+    """Two threads share the sums of a step, and batches are made in the background."""
+    monkeypatch.setattr(training, "LOG_EVERY_STEPS", 1)
+    path = tmp_path / "run.state"
+    torch.set_num_threads(2)
+    try:
+        results = []
+        for _ in range(2):
+            learner = fresh(name)
+            results.append(outcome(learner, train(learner, split, settings(**changes))))
+        with pytest.raises(KilledError):
+            train(fresh(name), split, settings(**changes), state_path=path, on_progress=kill_at(5))
+        learner = fresh(name, seed=1)
+        results.append(outcome(learner, train(learner, split, settings(**changes), state_path=path)))
+    finally:
+        torch.set_num_threads(1)
+    assert results[1] == results[0]
+    assert results[2] == results[0]
+
+
 def test_between_two_saves_a_killed_run_goes_back_to_the_last(
     split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
