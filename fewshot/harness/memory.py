@@ -23,15 +23,17 @@ from fewshot.harness.evaluate import embeds, episodes_at_once, images_of
 from fewshot.harness.features import Features, with_features
 from fewshot.harness.processes import keeps_memory
 from fewshot.harness.system_memory import available_memory, free_in_heap, resident_bytes, unread_bytes
+from fewshot.kernels.native import library
 from fewshot.learners.base import Learner
 from fewshot.learners.embedding import EmbeddingLearner, embed_in_parts, images_at_once
 
 PROBED_EPISODES = 2
-OVERHEAD_KEPT, OVERHEAD_RETURNED, OVERHEAD_GPU = 1.75, 1.25, 1.2
-"""Bytes taken from the system for each byte of tensors at the peak. Where the allocator keeps what it has
-(`prepare_process`), runs of `prototypical`, `maml` and `mann` took 1.5 to 2.1 with our kernels and, varying
-from run to run, 2.1 to 2.9 in plain torch; where it gives large blocks back, 1.0 to 1.9 (glibc 2.36, where
-aligned blocks seldom find a free block of their size again). On a GPU it is an allowance for work space."""
+OVERHEAD_KEPT, OVERHEAD_KEPT_PLAIN, OVERHEAD_RETURNED, OVERHEAD_GPU = 1.5, 2.0, 1.25, 1.2
+"""Bytes taken from the system for each byte of tensors at the peak, with glibc 2.36, in which an aligned
+block seldom finds a free block of its own size again. Where the allocator keeps what it has
+(`prepare_process`), runs of `prototypical`, `maml` and `mann` took 1.2 to 1.7 with our kernels and 1.8 to 2.4
+in plain torch; where it gives large blocks back, 1.0 to 1.9. On a GPU it is an allowance for work space, not
+measured."""
 EVALUATION_BYTES = 50 * 2**20
 """What the first evaluation of a process adds for good: libraries, and the tables of the bootstrap."""
 
@@ -59,8 +61,7 @@ def predict_training_memory(
     tensors = max(step, weights + look) + 2 * weights + 2 * state
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device) + int(OVERHEAD_GPU * tensors)
-    overhead = OVERHEAD_KEPT if keeps_memory() else OVERHEAD_RETURNED
-    more = max(0, int(overhead * tensors) - free_in_heap())
+    more = max(0, int(_overhead() * tensors) - free_in_heap())
     return resident_bytes() + more + EVALUATION_BYTES + _unread_images(settings, training, validation)
 
 
@@ -82,6 +83,12 @@ def check_memory(
             f"{' on the GPU' if on_gpu else ''}: lower batch, or way, shot, query or length of the training "
             "episodes"
         )
+
+
+def _overhead() -> float:
+    if not keeps_memory():
+        return OVERHEAD_RETURNED
+    return OVERHEAD_KEPT if library("normalise") else OVERHEAD_KEPT_PLAIN
 
 
 class _LivingBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
