@@ -305,7 +305,7 @@ def bench(
     """Measure speed beside other packages and the machine's limits, in one run of at most 20 minutes."""
     from fewshot.harness.bench import run_bench
 
-    raise typer.Exit(run_bench(out, quick))
+    run_bench(out, quick)
 
 
 @data_app.command("get")
@@ -488,5 +488,5 @@ def main() -> None:
         sys.exit(2)
     except SystemExit as end:
         if end.code == 130:  # what typer makes of an interrupt
-            print("fewshot: stopped; the same command goes on from here", file=sys.stderr)
+            print("fewshot: stopped; train, run and data get go on from here", file=sys.stderr)
         raise

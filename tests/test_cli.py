@@ -247,7 +247,25 @@ def test_interrupted_it_says_how_to_go_on(fewshot: Command, monkeypatch: pytest.
 
     monkeypatch.setattr("fewshot.harness.config.read_suite", interrupt)
     outcome = fewshot("run", "any.toml")
-    assert (outcome.code, outcome.err) == (130, "fewshot: stopped; the same command goes on from here\n")
+    assert (outcome.code, outcome.err) == (130, "fewshot: stopped; train, run and data get go on from here\n")
+
+
+def test_bench_runs_the_scripts_of_the_checkout(
+    fewshot: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[tuple[Path, bool]] = []
+    monkeypatch.setattr("benchmarks.speed.__main__.run", lambda out, quick, names: asked.append((out, quick)))
+    assert fewshot("bench").code == 0
+    assert fewshot("bench", "--quick", "--out", tmp_path / "own").code == 0
+    assert asked == [(Path("results/mine/speed"), False), (tmp_path / "own", True)]
+
+
+def test_bench_is_refused_where_it_could_not_write(fewshot: Command, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    assert refused(fewshot("bench", "--out", file)) == (
+        f"cannot write {file}: {file} is a file; choose another results folder"
+    )
 
 
 # --- Wrong input --------------------------------------------------------------------------------------------

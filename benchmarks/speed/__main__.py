@@ -8,9 +8,9 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks.speed import (
     cost,
@@ -53,23 +53,19 @@ STAGES = (
 COST = Stage("cost", lambda setting: [], 150, 25)
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
+    """given: the arguments, those of the process by default."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the figures")
     parser.add_argument("--quick", action="store_true", help="two minutes: shorter rounds, no long measures")
     names = [stage.name for stage in (*STAGES, COST)]
     parser.add_argument("--only", action="append", choices=names, help="only this measure; repeatable")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     try:
         run(arguments.out, arguments.quick, arguments.only or names)
-    except FewshotError as error:
-        print(f"fewshot: {error}", file=sys.stderr)
-        sys.exit(2)
     except PeerError as error:
         print(f"fewshot: a peer stopped in the middle of its work: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 def run(out: Path, quick: bool, names: list[str]) -> None:
@@ -87,18 +83,25 @@ def run(out: Path, quick: bool, names: list[str]) -> None:
                 left(stage.name)
                 rows += stage.measure(setting)
                 replace_file(out / "speed.csv", to_csv(rows).encode())
+                _write_machine(out, facts, rows)
         if COST.name in names:
             left(COST.name)
             costs = cost.measure(setting)
             replace_file(out / "cost.csv", cost.to_csv(costs).encode())
             plot_costs(costs, out, f"{facts['machine']['cpu']}, torch {facts['versions']['torch']}")
-    facts["notes"] = [f"{row.measure}, {row.device}: {row.note}" for row in rows if row.note]
-    replace_file(out / "machine.json", (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode())
+            _write_machine(out, facts, rows)
     machine = facts["machine"]
     print(f"{machine['cpu']}, {machine['cores']} cores; images: {images.name}\n")
     if rows:
         print(to_text(rows))
     print(f"written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+
+
+def _write_machine(out: Path, facts: dict[str, Any], rows: list[Row]) -> None:
+    """Where the figures come from, and the conditions of each."""
+    notes = [f"{row.measure}, {row.device}: {row.note}" for row in rows if row.note]
+    told = json.dumps(facts | {"notes": notes}, indent=2, ensure_ascii=False)
+    replace_file(out / "machine.json", f"{told}\n".encode())
 
 
 def _announcer(names: list[str], quick: bool) -> Callable[[str], None]:
@@ -123,4 +126,8 @@ def _announcer(names: list[str], quick: bool) -> Callable[[str], None]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FewshotError as error:
+        print(f"fewshot: {error}", file=sys.stderr)
+        sys.exit(2)
