@@ -5,11 +5,13 @@
  * is left is a small matrix product, whose sums stay in registers.
  */
 
-#if !defined(__clang__)
+#if defined(__clang__)
+#pragma clang fp contract(fast)
+#else
 #pragma GCC optimize("fp-contract=fast")
 #endif
 
-#include <stddef.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -34,26 +36,26 @@ enum {
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 typedef struct {
-    ptrdiff_t groups, images, rows, columns, channels; /* images: of one group */
+    int64_t groups, images, rows, columns, channels; /* images: of one group */
 } Maps;
 
-static ptrdiff_t padded_size(const Maps *maps) {
+static int64_t padded_size(const Maps *maps) {
     return (maps->rows + 2) * (maps->columns + 2) * maps->channels;
 }
 
 /* How many images go together. */
-static ptrdiff_t images_together(const Maps *maps) {
-    ptrdiff_t fitting = SCRATCH / padded_size(maps);
+static int64_t images_together(const Maps *maps) {
+    int64_t fitting = SCRATCH / padded_size(maps);
     fitting = fitting < 1 ? 1 : fitting;
     return fitting < maps->images ? fitting : maps->images;
 }
 
 /* The frame of zeros is there from calloc, and is never written to. */
-static void copy_inside(const Maps *maps, const float *from, ptrdiff_t images, float *padded) {
-    ptrdiff_t row_size = maps->columns * maps->channels;
-    for (ptrdiff_t image = 0; image < images; image++) {
+static void copy_inside(const Maps *maps, const float *from, int64_t images, float *padded) {
+    int64_t row_size = maps->columns * maps->channels;
+    for (int64_t image = 0; image < images; image++) {
         float *to = padded + image * padded_size(maps) + (maps->columns + 3) * maps->channels;
-        for (ptrdiff_t row = 0; row < maps->rows; row++) {
+        for (int64_t row = 0; row < maps->rows; row++) {
             memcpy(to, from, sizeof(float) * row_size);
             from += row_size;
             to += row_size + 2 * maps->channels;
@@ -65,19 +67,19 @@ static void copy_inside(const Maps *maps, const float *from, ptrdiff_t images, f
  * images) and where it is written; of each tap, the offset within the window and the kernel's matrix.
  */
 typedef struct {
-    ptrdiff_t pixels, *reads, *writes;
+    int64_t pixels, *reads, *writes;
     int taps;
-    ptrdiff_t offsets[TAPS], matrices[TAPS];
+    int64_t offsets[TAPS], matrices[TAPS];
 } Pattern;
 
 static inline __attribute__((always_inline)) void sum_tile(
-    const Pattern *pattern, ptrdiff_t first, const float *padded, ptrdiff_t channels, const float *kernel,
-    ptrdiff_t width, float *out, int vectors
+    const Pattern *pattern, int64_t first, const float *padded, int64_t channels, const float *kernel,
+    int64_t width, float *out, int vectors
 ) {
     const float *corners[PIXELS];
     float *places[PIXELS];
     for (int pixel = 0; pixel < PIXELS; pixel++) { /* the last ones again where a tile is not full */
-        ptrdiff_t index = first + pixel < pattern->pixels ? first + pixel : pattern->pixels - 1;
+        int64_t index = first + pixel < pattern->pixels ? first + pixel : pattern->pixels - 1;
         corners[pixel] = padded + pattern->reads[index];
         places[pixel] = out + pattern->writes[index];
     }
@@ -85,9 +87,9 @@ static inline __attribute__((always_inline)) void sum_tile(
     for (int pixel = 0; pixel < PIXELS; pixel++)
         for (int vector = 0; vector < vectors; vector++) sums[pixel][vector] = (lanes){0};
     for (int tap = 0; tap < pattern->taps; tap++) {
-        ptrdiff_t offset = pattern->offsets[tap];
+        int64_t offset = pattern->offsets[tap];
         const float *row = kernel + pattern->matrices[tap] * channels * width;
-        for (ptrdiff_t channel = 0; channel < channels; channel++, row += width, offset++) {
+        for (int64_t channel = 0; channel < channels; channel++, row += width, offset++) {
             lanes weights[VECTORS];
 #pragma GCC unroll 8
             for (int vector = 0; vector < vectors; vector++)
@@ -106,15 +108,15 @@ static inline __attribute__((always_inline)) void sum_tile(
 }
 
 static void sum_pattern(
-    const Pattern *pattern, const float *padded, ptrdiff_t channels, const float *kernel, ptrdiff_t width,
+    const Pattern *pattern, const float *padded, int64_t channels, const float *kernel, int64_t width,
     float *out
 ) {
-    ptrdiff_t done = 0;
+    int64_t done = 0;
     for (; done + VECTORS * LANES <= width; done += VECTORS * LANES)
-        for (ptrdiff_t first = 0; first < pattern->pixels; first += PIXELS)
+        for (int64_t first = 0; first < pattern->pixels; first += PIXELS)
             sum_tile(pattern, first, padded, channels, kernel + done, width, out + done, VECTORS);
     for (; done < width; done += LANES)
-        for (ptrdiff_t first = 0; first < pattern->pixels; first += PIXELS)
+        for (int64_t first = 0; first < pattern->pixels; first += PIXELS)
             sum_tile(pattern, first, padded, channels, kernel + done, width, out + done, 1);
 }
 
@@ -125,24 +127,24 @@ static void sum_pattern(
  * the stride, from output pixel m + (phase + 1 - tap) / stride.
  */
 static void fill_pattern(
-    Pattern *pattern, const Maps *from, const Maps *to, ptrdiff_t images, ptrdiff_t stride, int backward,
-    ptrdiff_t row_phase, ptrdiff_t column_phase
+    Pattern *pattern, const Maps *from, const Maps *to, int64_t images, int64_t stride, int backward,
+    int64_t row_phase, int64_t column_phase
 ) {
-    ptrdiff_t padded_columns = from->columns + 2;
-    ptrdiff_t step = backward ? stride : 1, reach = backward ? 1 : stride;
+    int64_t padded_columns = from->columns + 2;
+    int64_t step = backward ? stride : 1, reach = backward ? 1 : stride;
     pattern->pixels = 0;
-    for (ptrdiff_t image = 0; image < images; image++)
-        for (ptrdiff_t row = row_phase; row < to->rows; row += step)
-            for (ptrdiff_t column = column_phase; column < to->columns; column += step) {
-                ptrdiff_t place = (row / step * reach) * padded_columns + column / step * reach;
+    for (int64_t image = 0; image < images; image++)
+        for (int64_t row = row_phase; row < to->rows; row += step)
+            for (int64_t column = column_phase; column < to->columns; column += step) {
+                int64_t place = (row / step * reach) * padded_columns + column / step * reach;
                 pattern->reads[pattern->pixels] = image * padded_size(from) + place * from->channels;
                 pattern->writes[pattern->pixels++] =
                     ((image * to->rows + row) * to->columns + column) * to->channels;
             }
     pattern->taps = 0;
-    for (ptrdiff_t y = 0; y < SIDE; y++)
-        for (ptrdiff_t x = 0; x < SIDE; x++) {
-            ptrdiff_t down = y, right = x;
+    for (int64_t y = 0; y < SIDE; y++)
+        for (int64_t x = 0; x < SIDE; x++) {
+            int64_t down = y, right = x;
             if (backward) {
                 down = row_phase + 1 - y, right = column_phase + 1 - x;
                 if (down % stride || right % stride) continue;
@@ -159,31 +161,31 @@ static void fill_pattern(
  * no memory for the copies.
  */
 int convolve(
-    const float *from_values, const float *kernels, float *to_values, ptrdiff_t groups, ptrdiff_t images,
-    ptrdiff_t from_rows, ptrdiff_t from_columns, ptrdiff_t from_channels, ptrdiff_t to_rows,
-    ptrdiff_t to_columns, ptrdiff_t to_channels, ptrdiff_t kernel_stride, ptrdiff_t stride, int backward,
-    int threads
+    const float *from_values, const float *kernels, float *to_values, int64_t groups, int64_t images,
+    int64_t from_rows, int64_t from_columns, int64_t from_channels, int64_t to_rows,
+    int64_t to_columns, int64_t to_channels, int64_t kernel_stride, int64_t stride, int64_t backward,
+    int64_t threads
 ) {
     Maps from = {groups, images, from_rows, from_columns, from_channels};
     Maps to = {groups, images, to_rows, to_columns, to_channels};
-    ptrdiff_t together = images_together(&from), chunks = (images + together - 1) / together;
-    ptrdiff_t from_image = from_rows * from_columns * from_channels;
-    ptrdiff_t to_image = to_rows * to_columns * to_channels;
-    ptrdiff_t phases = backward ? stride : 1;
+    int64_t together = images_together(&from), chunks = (images + together - 1) / together;
+    int64_t from_image = from_rows * from_columns * from_channels;
+    int64_t to_image = to_rows * to_columns * to_channels;
+    int64_t phases = backward ? stride : 1;
     int failed = 0;
 #pragma omp parallel for num_threads(threads) schedule(static) reduction(| : failed)
-    for (ptrdiff_t group = 0; group < groups; group++) {
+    for (int64_t group = 0; group < groups; group++) {
         float *padded = calloc(together * padded_size(&from), sizeof(float));
-        ptrdiff_t *indices = malloc(2 * together * to_rows * to_columns * sizeof(ptrdiff_t));
+        int64_t *indices = malloc(2 * together * to_rows * to_columns * sizeof(int64_t));
         if (!padded || !indices) failed = 1;
-        for (ptrdiff_t chunk = 0; chunk < chunks && !failed; chunk++) {
-            ptrdiff_t first = chunk * together, count = images - first;
+        for (int64_t chunk = 0; chunk < chunks && !failed; chunk++) {
+            int64_t first = chunk * together, count = images - first;
             count = count < together ? count : together;
             first += group * images;
             copy_inside(&from, from_values + first * from_image, count, padded);
             Pattern pattern = {.reads = indices, .writes = indices + together * to_rows * to_columns};
-            for (ptrdiff_t row_phase = 0; row_phase < phases; row_phase++)
-                for (ptrdiff_t column_phase = 0; column_phase < phases; column_phase++) {
+            for (int64_t row_phase = 0; row_phase < phases; row_phase++)
+                for (int64_t column_phase = 0; column_phase < phases; column_phase++) {
                     fill_pattern(&pattern, &from, &to, count, stride, backward, row_phase, column_phase);
                     if (pattern.pixels)
                         sum_pattern(
@@ -200,13 +202,13 @@ int convolve(
 
 /* Add what `pixels` pixels give to `rows` rows (channels of the maps) of a tap's matrix. */
 static inline __attribute__((always_inline)) void add_tile(
-    const float *padded, const ptrdiff_t *reads, const float *gradient, ptrdiff_t pixels, ptrdiff_t width,
+    const float *padded, const int64_t *reads, const float *gradient, int64_t pixels, int64_t width,
     float *matrix, int rows, int vectors
 ) {
     lanes sums[CHANNELS][VECTORS];
     for (int row = 0; row < rows; row++)
         for (int vector = 0; vector < vectors; vector++) sums[row][vector] = (lanes){0};
-    for (ptrdiff_t pixel = 0; pixel < pixels; pixel++, gradient += width) {
+    for (int64_t pixel = 0; pixel < pixels; pixel++, gradient += width) {
         const float *channel = padded + reads[pixel];
         lanes values[VECTORS];
 #pragma GCC unroll 8
@@ -225,10 +227,10 @@ static inline __attribute__((always_inline)) void add_tile(
 }
 
 static inline __attribute__((always_inline)) void add_rows(
-    const float *padded, const ptrdiff_t *reads, const float *gradient, ptrdiff_t pixels, ptrdiff_t width,
+    const float *padded, const int64_t *reads, const float *gradient, int64_t pixels, int64_t width,
     float *matrix, int rows, int vectors
 ) {
-    ptrdiff_t done = 0;
+    int64_t done = 0;
     for (; done + vectors * LANES <= width; done += vectors * LANES)
         add_tile(padded, reads, gradient + done, pixels, width, matrix + done, rows, vectors);
     for (; done < width; done += LANES)
@@ -237,35 +239,35 @@ static inline __attribute__((always_inline)) void add_rows(
 
 /* The kernels' gradients; the gradient's channels are a multiple of LANES. Returns as `convolve` does. */
 int kernel_gradient(
-    const float *maps_values, const float *gradient, float *kernels, ptrdiff_t groups, ptrdiff_t images,
-    ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t channels, ptrdiff_t out_rows, ptrdiff_t out_columns,
-    ptrdiff_t width, ptrdiff_t stride, int threads
+    const float *maps_values, const float *gradient, float *kernels, int64_t groups, int64_t images,
+    int64_t rows, int64_t columns, int64_t channels, int64_t out_rows, int64_t out_columns,
+    int64_t width, int64_t stride, int64_t threads
 ) {
     Maps maps = {groups, images, rows, columns, channels};
     Maps out = {groups, images, out_rows, out_columns, width};
-    ptrdiff_t together = images_together(&maps), out_pixels = out_rows * out_columns;
+    int64_t together = images_together(&maps), out_pixels = out_rows * out_columns;
     int failed = 0;
 #pragma omp parallel for num_threads(threads) schedule(static) reduction(| : failed)
-    for (ptrdiff_t group = 0; group < groups; group++) {
+    for (int64_t group = 0; group < groups; group++) {
         float *kernel = kernels + group * TAPS * channels * width;
         memset(kernel, 0, sizeof(float) * TAPS * channels * width);
         float *padded = calloc(together * padded_size(&maps), sizeof(float));
-        ptrdiff_t *indices = malloc(2 * together * out_pixels * sizeof(ptrdiff_t));
+        int64_t *indices = malloc(2 * together * out_pixels * sizeof(int64_t));
         if (!padded || !indices) failed = 1;
-        for (ptrdiff_t first = 0; first < images && !failed; first += together) {
-            ptrdiff_t count = images - first < together ? images - first : together;
-            ptrdiff_t before = group * images + first;
+        for (int64_t first = 0; first < images && !failed; first += together) {
+            int64_t count = images - first < together ? images - first : together;
+            int64_t before = group * images + first;
             copy_inside(&maps, maps_values + before * rows * columns * channels, count, padded);
             Pattern pattern = {.reads = indices, .writes = indices + together * out_pixels};
             fill_pattern(&pattern, &maps, &out, count, stride, 0, 0, 0);
             const float *values = gradient + before * out_pixels * width;
-            for (ptrdiff_t block = 0; block < pattern.pixels; block += BLOCK) {
-                ptrdiff_t pixels = pattern.pixels - block < BLOCK ? pattern.pixels - block : BLOCK;
-                const ptrdiff_t *reads = pattern.reads + block;
+            for (int64_t block = 0; block < pattern.pixels; block += BLOCK) {
+                int64_t pixels = pattern.pixels - block < BLOCK ? pattern.pixels - block : BLOCK;
+                const int64_t *reads = pattern.reads + block;
                 for (int tap = 0; tap < TAPS; tap++) {
                     const float *corner = padded + pattern.offsets[tap];
                     float *matrix = kernel + tap * channels * width;
-                    ptrdiff_t channel = 0;
+                    int64_t channel = 0;
                     for (; channel + CHANNELS <= channels; channel += CHANNELS)
                         add_rows(
                             corner + channel, reads, values + block * width, pixels, width,

@@ -11,7 +11,6 @@ Where a kernel cannot be used (a GPU, another dtype, channels that do not fill v
 grouped convolutions compute the same, to rounding.
 """
 
-import ctypes
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from fewshot.errors import LearnerError
-from fewshot.kernels.native import address, library
+from fewshot.kernels.native import call, empty, empty_maps, library
 
 SIDE = 3
 """Of the kernels, which are square; maps are padded by one pixel of zeros on each side."""
@@ -33,14 +32,21 @@ def convolve(maps: Tensor, kernels: Tensor, stride: int = 1) -> Tensor:
     maps: (groups * images, in, row, column), the images of a group side by side; fast in channels-last memory
     format, in which the result is. kernels: (groups, 3, 3, in, out), an axis order that keeps the sums of one
     pixel side by side; where groups share one kernel, an expanded tensor (no stride from group to group).
+    Raises LearnerError for maps of other channels, or that are no whole number of groups.
     """
+    if maps.shape[1] != kernels.shape[3] or len(maps) % len(kernels):
+        raise LearnerError(
+            f"{len(kernels)} kernels for {kernels.shape[3]} channels cannot share {len(maps)} images of "
+            f"{maps.shape[1]}: give images of the kernels' channels, as many to each kernel"
+        )
     convolved: Tensor = _Convolve.apply(maps, kernels, stride)
     return convolved
 
 
 def fits(maps: Tensor, weights: Tensor) -> bool:
     """Whether the convolution and its gradient by the maps both have a kernel; weights: (out, in, 3, 3)."""
-    return all(_native(width, maps, weights) is not None for width in weights.shape[:2])
+    matching = maps.shape[1] == weights.shape[1]
+    return matching and all(_suits(width, maps, weights) for width in weights.shape[:2])
 
 
 class _Convolve(torch.autograd.Function):
@@ -49,10 +55,9 @@ class _Convolve(torch.autograd.Function):
         context.save_for_backward(maps, kernels)
         context.stride = stride
         size = [(side - 1) // stride + 1 for side in maps.shape[2:]]
-        native = _native(kernels.shape[-1], maps, kernels)
-        if native is None:
+        if not _suits(kernels.shape[-1], maps, kernels):
             return _plain_convolve(maps, kernels, stride)
-        return _run(native, maps, kernels, size, stride, backward=False)
+        return _run(maps, kernels, size, stride, backward=False)
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -72,10 +77,9 @@ class _MapsGradient(torch.autograd.Function):
     def forward(context: Any, gradient: Tensor, kernels: Tensor, shape: torch.Size, stride: int) -> Tensor:
         context.save_for_backward(gradient, kernels)
         context.stride = stride
-        native = _native(shape[1], gradient, kernels)
-        if native is None:
+        if not _suits(shape[1], gradient, kernels):
             return _plain_maps_gradient(gradient, kernels, shape, stride)
-        return _run(native, gradient, kernels.mT, shape[2:], stride, backward=True)
+        return _run(gradient, kernels.mT, shape[2:], stride, backward=True)
 
     @staticmethod
     def backward(context: Any, maps: Tensor) -> tuple[Tensor | None, ...]:
@@ -96,18 +100,15 @@ class _KernelGradient(torch.autograd.Function):
     def forward(context: Any, maps: Tensor, gradient: Tensor, groups: int, stride: int) -> Tensor:
         context.save_for_backward(maps, gradient)
         context.stride = stride
-        native = _native(gradient.shape[1], maps, gradient)
-        if native is None:
+        if not _suits(gradient.shape[1], maps, gradient):
             return _plain_kernel_gradient(maps, gradient, groups, stride)
-        kernels = maps.new_empty(groups, SIDE, SIDE, maps.shape[1], gradient.shape[1])
+        kernels = empty(groups, SIDE, SIDE, maps.shape[1], gradient.shape[1])
         maps, gradient = _channels_last(maps), _channels_last(gradient)
         images, (channels, *size) = len(maps) // groups, maps.shape[1:]
         out_channels, *out_size = gradient.shape[1:]
         numbers = (groups, images, *size, channels, *out_size, out_channels, stride)
-        failed = native.kernel_gradient(
-            *map(address, (maps, gradient, kernels)), *map(ctypes.c_ssize_t, numbers), torch.get_num_threads()
-        )
-        return _made(kernels, failed)
+        call("convolve", "kernel_gradient", maps, gradient, kernels, *numbers, torch.get_num_threads())
+        return kernels
 
     @staticmethod
     def backward(context: Any, kernels: Tensor) -> tuple[Tensor | None, ...]:
@@ -121,38 +122,25 @@ class _KernelGradient(torch.autograd.Function):
         )
 
 
-def _native(width: int, *given: Tensor) -> ctypes.CDLL | None:
+def _suits(width: int, *given: Tensor) -> bool:
     """The one place that chooses between the kernel and plain torch; width: channels of the result."""
     if not all(part.dtype == torch.float32 and part.device.type == "cpu" and part.numel() for part in given):
-        return None
-    native = library("convolve")
-    return native if native is not None and width % native.lanes_of_a_vector() == 0 else None
+        return False
+    kernels = library("convolve")
+    return kernels is not None and width % kernels.lanes_of_a_vector() == 0
 
 
-def _run(
-    native: ctypes.CDLL, maps: Tensor, kernels: Tensor, size: Sequence[int], stride: int, *, backward: bool
-) -> Tensor:
+def _run(maps: Tensor, kernels: Tensor, size: Sequence[int], stride: int, *, backward: bool) -> Tensor:
     """kernels: (groups, 3, 3, from, to); size: rows and columns of the result."""
     groups, width = len(kernels), kernels.shape[-1]
     maps = _channels_last(maps)
-    out = maps.new_empty(len(maps), *size, width).permute(0, 3, 1, 2)
+    out = empty_maps(len(maps), width, *size)
     packed = (kernels[:1] if _shared(kernels) else kernels).contiguous()
     kernel_stride = packed[0].numel() if len(packed) > 1 else 0
     channels, *from_size = maps.shape[1:]
     numbers = (groups, len(maps) // groups, *from_size, channels, *size, width, kernel_stride, stride)
-    failed = native.convolve(
-        *map(address, (maps, packed, out)),
-        *map(ctypes.c_ssize_t, numbers),
-        int(backward),
-        torch.get_num_threads(),
-    )
-    return _made(out, failed)
-
-
-def _made(result: Tensor, failed: int) -> Tensor:
-    if failed:
-        raise LearnerError("a convolution found no memory for its copies: lower the batch")
-    return result
+    call("convolve", "convolve", maps, packed, out, *numbers, backward, torch.get_num_threads())
+    return out
 
 
 def _channels_last(maps: Tensor) -> Tensor:

@@ -152,16 +152,19 @@ static void draw_episode(int64_t episode, const Pool *pool, Shape shape, Keys ke
     }
 }
 
-/* Episodes start..start+count-1. tables: first_image, images_per_class and turns of the classes; then
-   by_group, group_start, group_size and choices, or four times NULL. sizes: classes, choices, way, length,
-   support, draws, independent. keys: of classes, images and order. Outputs: class_ids (count, way); images,
-   turns, labels (count, length). Returns 0, or 1 where memory ran out and nothing was drawn. */
-int draw_episodes(int64_t start, int64_t count, const int64_t *const *tables, const int64_t *sizes,
-                  const int64_t *keys, int64_t *class_ids, int64_t *images, int64_t *turns, int64_t *labels) {
-    const Pool pool = {tables[0], tables[1], tables[2], tables[3], tables[4],
-                       tables[5], tables[6], sizes[0],  sizes[1]};
-    const Shape shape = {sizes[2], sizes[3], sizes[4], sizes[5], (int)sizes[6]};
-    const Keys streams = {(uint64_t)keys[0], (uint64_t)keys[1], (uint64_t)keys[2]};
+/* Episodes start..start+count-1. The tables and numbers are those of a pool, of a shape and of keys, see above.
+   Outputs: class_ids (count, way); images, turns, labels (count, length).
+   Returns 0, or 1 where memory ran out and nothing was drawn. */
+int draw_episodes(int64_t start, int64_t count, const int64_t *first_image, const int64_t *images_per_class,
+                  const int64_t *turns_of_classes, const int64_t *by_group, const int64_t *group_start,
+                  const int64_t *group_size, const int64_t *choices, int64_t classes, int64_t num_choices,
+                  int64_t ways, int64_t images_shown, int64_t support, int64_t draws, int64_t independent,
+                  int64_t class_key, int64_t image_key, int64_t order_key, int64_t *class_ids, int64_t *images,
+                  int64_t *turns, int64_t *labels) {
+    const Pool pool = {first_image, images_per_class, turns_of_classes, by_group,   group_start,
+                       group_size,  choices,          classes,          num_choices};
+    const Shape shape = {ways, images_shown, support, draws, (int)independent};
+    const Keys keys = {(uint64_t)class_key, (uint64_t)image_key, (uint64_t)order_key};
     size_t length = (size_t)shape.length, way = (size_t)shape.way, drawn = way * (size_t)shape.draws;
     size_t buckets = ((size_t)1 << bucket_bits(shape.length)) + 1;
     int64_t *begin = malloc(sizeof(int64_t) * (3 * length + way) + sizeof(int32_t) * (buckets + drawn));
@@ -174,7 +177,7 @@ int draw_episodes(int64_t start, int64_t count, const int64_t *const *tables, co
     room.buckets = (int32_t *)(room.seen + way);
     room.drawn = room.buckets + buckets;
     for (int64_t e = 0; e < count; e++) {
-        draw_episode(start + e, &pool, shape, streams, room, class_ids, images, turns, labels);
+        draw_episode(start + e, &pool, shape, keys, room, class_ids, images, turns, labels);
         class_ids += shape.way;
         images += shape.length;
         turns += shape.length;

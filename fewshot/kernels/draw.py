@@ -1,13 +1,12 @@
 """Episodes drawn by the kernel in `draw.c`: a microsecond each, where plain torch's many small operations
 take twenty. The numbers are the same; `fewshot.episodes.sampler` says what they mean."""
 
-import ctypes
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fewshot.kernels.native import address, library
+from fewshot.kernels.native import call, empty, library
 
 
 class PoolTables(NamedTuple):
@@ -61,27 +60,11 @@ def draw_episodes(
     choices: int64, the groups of which one is drawn for an episode's classes, equally often; None where they
     come from the whole pool. keys: int64, of the hashes that draw classes, images and order.
     """
-    kernels = library("draw")
-    if kernels is None:
+    if library("draw") is None:
         return None
-    shown = shape.shown
-    drawn = Drawn(
-        *(
-            torch.empty(count, width, dtype=torch.int64, device="cpu")
-            for width in (shape.way, shown, shown, shown)
-        )
-    )
+    widths = (shape.way, shape.shown, shape.shown, shape.shown)
+    drawn = Drawn(*(empty(count, width, dtype=torch.int64) for width in widths))
     groups = (None,) * 4 if choices is None else (*tables[3:], choices)
-    parts = [part if part is None else address(part) for part in (*tables[:3], *groups)]
     sizes = (len(tables.turns), 0 if choices is None else len(choices), *shape)
-    failed = kernels.draw_episodes(
-        ctypes.c_int64(start),
-        ctypes.c_int64(count),
-        (ctypes.c_void_p * len(parts))(*parts),
-        (ctypes.c_int64 * len(sizes))(*sizes),
-        (ctypes.c_int64 * len(keys))(*keys),
-        *map(address, drawn),
-    )
-    if failed:
-        raise MemoryError("no memory to draw episodes in")
+    call("draw", "draw_episodes", start, count, *tables[:3], *groups, *sizes, *keys, *drawn)
     return drawn

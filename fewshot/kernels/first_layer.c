@@ -8,7 +8,9 @@
    Sums over an image are float32 within a few rows and double between them; images are combined in their
    order, so that the result does not depend on the number of threads. */
 
-#if !defined(__clang__)
+#if defined(__clang__)
+#pragma clang fp contract(fast)
+#else
 #pragma GCC optimize("fp-contract=fast")
 #endif
 
@@ -37,18 +39,18 @@ typedef uint8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias))
 #define INLINE static inline __attribute__((always_inline))
 
 typedef struct {
-    long images, channels, rows, columns, stride, window, wide; /* window: 2 with pooling, else 1 */
+    int64_t images, channels, rows, columns, stride, window, wide; /* window: 2 with pooling, else 1 */
 } shape;
 
-static long convolved(const shape *s, long side) { return (side - SIDE) / s->stride + 1; }
-static long pooled(const shape *s, long side) { return convolved(s, side) / s->window; }
-static long cells(const shape *s) { return pooled(s, s->rows) * pooled(s, s->columns); }
+static int64_t convolved(const shape *s, int64_t side) { return (side - SIDE) / s->stride + 1; }
+static int64_t pooled(const shape *s, int64_t side) { return convolved(s, side) / s->window; }
+static int64_t cells(const shape *s) { return pooled(s, s->rows) * pooled(s, s->columns); }
 
-static void sum_images(long images, long count, const double *parts, double *total)
+static void sum_images(int64_t images, int64_t count, const double *parts, double *total)
 {
     memset(total, 0, sizeof(double) * (size_t)count);
-    for (long image = 0; image < images; image++)
-        for (long i = 0; i < count; i++)
+    for (int64_t image = 0; image < images; image++)
+        for (int64_t i = 0; i < count; i++)
             total[i] += parts[image * count + i];
 }
 
@@ -56,31 +58,31 @@ static void sum_images(long images, long count, const double *parts, double *tot
 
 /* sums: [taps + 1][taps], of products of two taps and, in the last row, of the taps alone. room: [taps +
    1][places] floats, for the patches of a few rows: a tap's values side by side, then zeros. */
-static void image_moments(const shape *s, const float *image, const float *centre, float *room, long places,
-                          double *sums)
+static void image_moments(const shape *s, const float *image, const float *centre, float *room,
+                          int64_t places, double *sums)
 {
-    const long taps = s->channels * AREA, across = convolved(s, s->columns), down = convolved(s, s->rows);
-    const long together = places / across;
+    const int64_t taps = s->channels * AREA, across = convolved(s, s->columns), down = convolved(s, s->rows);
+    const int64_t together = places / across;
     memset(sums, 0, sizeof(double) * (size_t)((taps + 1) * taps));
     memset(room, 0, sizeof(float) * (size_t)(taps * places));
-    for (long x = 0; x < places; x++)
+    for (int64_t x = 0; x < places; x++)
         room[taps * places + x] = 1;
-    for (long first = 0; first < down; first += together) {
-        const long count = first + together < down ? together : down - first;
-        for (long tap = 0; tap < taps; tap++) {
+    for (int64_t first = 0; first < down; first += together) {
+        const int64_t count = first + together < down ? together : down - first;
+        for (int64_t tap = 0; tap < taps; tap++) {
             float *to = room + tap * places;
-            const long top = tap / AREA * s->rows + first * s->stride + tap % AREA / SIDE;
+            const int64_t top = tap / AREA * s->rows + first * s->stride + tap % AREA / SIDE;
             const float *from = image + top * s->columns;
-            for (long y = 0; y < count; y++, to += across, from += s->stride * s->columns)
-                for (long x = 0; x < across; x++)
+            for (int64_t y = 0; y < count; y++, to += across, from += s->stride * s->columns)
+                for (int64_t x = 0; x < across; x++)
                     to[x] = from[tap % SIDE + x * s->stride] - centre[tap / AREA];
             memset(to, 0, sizeof(float) * (size_t)((together - count) * across));
         }
-        for (long tap = 0; tap < taps; tap++)
-            for (long other = tap; other <= taps; other++) {
+        for (int64_t tap = 0; tap < taps; tap++)
+            for (int64_t other = tap; other <= taps; other++) {
                 const float *left = room + tap * places, *right = room + other * places;
                 lanes sum = {0};
-                for (long x = 0; x < places; x += LANES)
+                for (int64_t x = 0; x < places; x += LANES)
                     sum += *(const lanes *)(left + x) * *(const lanes *)(right + x);
                 float flat = 0;
                 for (int lane = 0; lane < LANES; lane++)
@@ -93,16 +95,18 @@ static void image_moments(const shape *s, const float *image, const float *centr
 /* total: [taps + 1][taps], as above; of the products the lower triangle. centre: [channels], taken from each
    value before. room: [images][taps + 1][places], parts: [images][taps + 1][taps]; places: those of a row of
    patches or more, a multiple of 16. */
-void patch_moments(long threads, long images, long channels, long rows, long columns, long stride, long places,
-                   const float *padded, const float *centre, float *room, double *parts, double *total)
+int patch_moments(int64_t threads, int64_t images, int64_t channels, int64_t rows, int64_t columns,
+                  int64_t stride, int64_t places, const float *padded, const float *centre, float *room,
+                  double *parts, double *total)
 {
     const shape s = {images, channels, rows, columns, stride, 1, 0};
-    const long taps = channels * AREA, count = (taps + 1) * taps;
+    const int64_t taps = channels * AREA, count = (taps + 1) * taps;
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (long image = 0; image < images; image++)
+    for (int64_t image = 0; image < images; image++)
         image_moments(&s, padded + image * channels * rows * columns, centre,
                       room + image * (taps + 1) * places, places, parts + image * count);
     sum_images(images, count, parts, total);
+    return 0;
 }
 
 /* --- Forward ---------------------------------------------------------------------------------------------- */
@@ -114,12 +118,12 @@ INLINE lanes choose(masks which, lanes yes, lanes no)
 
 /* Values before the ReLU of `vectors` vectors of maps, at positions whose patches are `at` from a corner. */
 INLINE void convolve(const shape *s, const int positions, const int vectors, const float *corner,
-                     const long *at, const float *weights, const float *offsets, lanes sums[4][VECTORS])
+                     const int64_t *at, const float *weights, const float *offsets, lanes sums[4][VECTORS])
 {
     for (int k = 0; k < positions; k++)
         for (int v = 0; v < vectors; v++)
             sums[k][v] = *(const lanes *)(offsets + v * LANES);
-    for (long channel = 0; channel < s->channels; channel++, corner += s->rows * s->columns)
+    for (int64_t channel = 0; channel < s->channels; channel++, corner += s->rows * s->columns)
 #pragma GCC unroll 9
         for (int tap = 0; tap < AREA; tap++, weights += s->wide) {
             const float *value = corner + tap / SIDE * s->columns + tap % SIDE;
@@ -140,7 +144,7 @@ INLINE void finish(lanes best, masks place, float *out, uint8_t *code)
 
 /* Of four positions the first greatest, with pooling, or each of `positions` side by side. */
 INLINE void cell_forward(const shape *s, const int pool, const int positions, const int vectors,
-                         const float *corner, const long *at, const float *weights, const float *offsets,
+                         const float *corner, const int64_t *at, const float *weights, const float *offsets,
                          float *out, uint8_t *code)
 {
     lanes sums[4][VECTORS];
@@ -165,10 +169,10 @@ INLINE void cell_forward(const shape *s, const int pool, const int positions, co
 
 /* All maps of a cell; `vectors` at a time as far as they go. */
 INLINE void cells_forward(const shape *s, const int pool, const int positions, const float *corner,
-                          const long *at, const float *weights, const float *offsets, float *out,
+                          const int64_t *at, const float *weights, const float *offsets, float *out,
                           uint8_t *code)
 {
-    long map = 0;
+    int64_t map = 0;
     for (; map + VECTORS * LANES <= s->wide; map += VECTORS * LANES)
         cell_forward(s, pool, positions, VECTORS, corner, at, weights + map, offsets + map, out + map,
                      code + map);
@@ -179,11 +183,11 @@ INLINE void cells_forward(const shape *s, const int pool, const int positions, c
 INLINE void image_forward(const shape *s, const int pool, const float *image, const float *weights,
                           const float *offsets, float *out, uint8_t *code)
 {
-    const long right = s->stride, down = s->stride * s->columns, across = pooled(s, s->columns);
-    const long window[4] = {0, right, down, down + right}, row[4] = {0, right, 2 * right, 3 * right};
-    for (long y = 0; y < pooled(s, s->rows); y++, out += across * s->wide, code += across * s->wide) {
+    const int64_t right = s->stride, down = s->stride * s->columns, across = pooled(s, s->columns);
+    const int64_t window[4] = {0, right, down, down + right}, row[4] = {0, right, 2 * right, 3 * right};
+    for (int64_t y = 0; y < pooled(s, s->rows); y++, out += across * s->wide, code += across * s->wide) {
         const float *corner = image + s->window * y * down;
-        long x = 0;
+        int64_t x = 0;
         for (; !pool && x + 4 <= across; x += 4)
             cells_forward(s, 0, 4, corner + x * right, row, weights, offsets, out + x * s->wide,
                           code + x * s->wide);
@@ -194,20 +198,21 @@ INLINE void image_forward(const shape *s, const int pool, const float *image, co
 }
 
 /* weights: [taps][wide]. */
-void forward(long threads, long images, long channels, long rows, long columns, long stride, long window,
-             long wide, const float *padded, const float *weights, const float *offsets, float *out,
-             uint8_t *code)
+int forward(int64_t threads, int64_t images, int64_t channels, int64_t rows, int64_t columns, int64_t stride,
+            int64_t window, int64_t wide, const float *padded, const float *weights, const float *offsets,
+            float *out, uint8_t *code)
 {
     const shape s = {images, channels, rows, columns, stride, window, wide};
-    const long size = cells(&s) * wide;
+    const int64_t size = cells(&s) * wide;
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (long image = 0; image < images; image++) {
+    for (int64_t image = 0; image < images; image++) {
         const float *values = padded + image * channels * rows * columns;
         if (window == 2)
             image_forward(&s, 1, values, weights, offsets, out + image * size, code + image * size);
         else
             image_forward(&s, 0, values, weights, offsets, out + image * size, code + image * size);
     }
+    return 0;
 }
 
 /* --- Backward --------------------------------------------------------------------------------------------- */
@@ -216,19 +221,19 @@ void forward(long threads, long images, long channels, long rows, long columns, 
 INLINE void image_backward(const shape *s, const int positions, const float *image, const float *gradient,
                            const uint8_t *code, double *sums)
 {
-    const long taps = s->channels * AREA, across = pooled(s, s->columns);
-    const long right = s->stride, down = s->stride * s->columns, at[4] = {0, right, down, down + right};
+    const int64_t taps = s->channels * AREA, across = pooled(s, s->columns);
+    const int64_t right = s->stride, down = s->stride * s->columns, at[4] = {0, right, down, down + right};
     memset(sums, 0, sizeof(double) * (size_t)((taps + 1) * s->wide));
-    const long high = pooled(s, s->rows), together = across < CELLS ? CELLS / across : 1;
-    for (long first = 0; first < high; first += together)
-        for (long map = 0; map < s->wide; map += LANES)
-            for (long channel = 0; channel < s->channels; channel++) {
+    const int64_t high = pooled(s, s->rows), together = across < CELLS ? CELLS / across : 1;
+    for (int64_t first = 0; first < high; first += together)
+        for (int64_t map = 0; map < s->wide; map += LANES)
+            for (int64_t channel = 0; channel < s->channels; channel++) {
                 lanes met[AREA], plain = {0};
                 for (int tap = 0; tap < AREA; tap++)
                     met[tap] = (lanes){0};
-                for (long y = first; y < first + together && y < high; y++)
-                    for (long x = 0; x < across; x++) {
-                        const long o = (y * across + x) * s->wide + map;
+                for (int64_t y = first; y < first + together && y < high; y++)
+                    for (int64_t x = 0; x < across; x++) {
+                        const int64_t o = (y * across + x) * s->wide + map;
                         const float *corner =
                             image + channel * s->rows * s->columns + s->window * (y * down + x * right);
                         const lanes value = *(const lanes *)(gradient + o);
@@ -251,19 +256,22 @@ INLINE void image_backward(const shape *s, const int positions, const float *ima
 }
 
 /* parts: [images][taps + 1][wide]; total: [taps + 1][wide], as above. */
-void backward(long threads, long images, long channels, long rows, long columns, long stride, long window,
-              long wide, const float *padded, const float *gradient, const uint8_t *code, double *parts,
-              double *total)
+int backward(int64_t threads, int64_t images, int64_t channels, int64_t rows, int64_t columns, int64_t stride,
+             int64_t window, int64_t wide, const float *padded, const float *gradient, const uint8_t *code,
+             double *parts, double *total)
 {
     const shape s = {images, channels, rows, columns, stride, window, wide};
-    const long size = cells(&s) * wide, count = (channels * AREA + 1) * wide;
+    const int64_t size = cells(&s) * wide, count = (channels * AREA + 1) * wide;
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (long image = 0; image < images; image++) {
+    for (int64_t image = 0; image < images; image++) {
         const float *values = padded + image * channels * rows * columns;
         if (window == 2)
-            image_backward(&s, 4, values, gradient + image * size, code + image * size, parts + image * count);
+            image_backward(&s, 4, values, gradient + image * size, code + image * size,
+                           parts + image * count);
         else
-            image_backward(&s, 1, values, gradient + image * size, code + image * size, parts + image * count);
+            image_backward(&s, 1, values, gradient + image * size, code + image * size,
+                           parts + image * count);
     }
     sum_images(images, count, parts, total);
+    return 0;
 }

@@ -10,14 +10,13 @@ Where a kernel cannot be used (a GPU, another dtype, more than a few channels, i
 no compiler) there is `conv2d` and `fewshot.kernels.normalise`, which give the same to rounding.
 """
 
-import ctypes
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewshot.kernels.native import address, library
+from fewshot.kernels.native import call, empty, empty_maps, library
 from fewshot.kernels.normalise import EPSILON, Normalised
 
 MOST_CHANNELS = 4
@@ -43,7 +42,7 @@ def fits(images: Tensor, weights: Tensor) -> bool:
     """
     return (
         all(part.dtype == torch.float32 and part.device.type == "cpu" for part in (images, weights))
-        and weights.shape[1] <= MOST_CHANNELS
+        and images.shape[1] == weights.shape[1] <= MOST_CHANNELS
         and weights.shape[0] % LANES == 0
         and not (images.requires_grad and torch.is_grad_enabled())
         and images.numel() > 0
@@ -92,25 +91,19 @@ def patch_moments(padded: Tensor, stride: int) -> PatchMoments:
     high, wide = ((side - 3) // stride + 1 for side in (rows, columns))
     rows_together = max(1, PATCHES // wide)
     places = -(-rows_together * wide // LANES) * LANES
-    centre = padded.mean((0, 2, 3))  # close enough to the mean that squares do not drown the variance
-    room = torch.empty(count * (taps + 1) * places)
-    parts = torch.empty(count * (taps + 1) * taps, dtype=torch.float64)
-    total = torch.empty(taps + 1, taps, dtype=torch.float64)
+    # Close enough to the mean that squares do not drown the variance. Of each image first, as torch's sum over
+    # all of them depends on the number of threads.
+    centre = padded.mean((2, 3)).mean(0)
+    room = empty(count * (taps + 1) * places)
+    parts = empty(count * (taps + 1) * taps, dtype=torch.float64)
+    total = empty(taps + 1, taps, dtype=torch.float64)
     numbers = (torch.get_num_threads(), *padded.shape, stride, places)
-    _kernels().patch_moments(
-        *map(ctypes.c_long, numbers), *map(address, (padded, centre, room, parts, total))
-    )
+    call("first_layer", "patch_moments", *numbers, padded, centre, room, parts, total)
     patches = count * high * wide
     moments = total / patches
     products, mean = moments[:-1], moments[-1]
     covariance = products.tril() + products.tril(-1).T - torch.outer(mean, mean)
     return PatchMoments(mean + centre.repeat_interleave(9), covariance, patches)
-
-
-def _kernels() -> ctypes.CDLL:
-    kernels = library("first_layer")
-    assert kernels is not None, "what fits has a kernel"
-    return kernels
 
 
 def _padded(images: Tensor) -> Tensor:
@@ -126,11 +119,11 @@ class _ConvolveRelu(torch.autograd.Function):
     ) -> Tensor:
         window = 2 if pool else 1
         high, wide = (((side - 3) // stride + 1) // window for side in padded.shape[2:])
-        out = torch.empty((len(padded), len(weights), high, wide), memory_format=torch.channels_last)
-        code = torch.empty_like(out, dtype=torch.uint8)
+        shape = (len(padded), len(weights), high, wide)
+        out, code = empty_maps(*shape), empty_maps(*shape, dtype=torch.uint8)
         by_tap, offset = weights.T.float().contiguous(), offsets.float()
         numbers = (torch.get_num_threads(), *padded.shape, stride, window, len(weights))
-        _kernels().forward(*map(ctypes.c_long, numbers), *map(address, (padded, by_tap, offset, out, code)))
+        call("first_layer", "forward", *numbers, padded, by_tap, offset, out, code)
         context.save_for_backward(padded, code, weights, offsets)
         context.numbers = numbers
         return out
@@ -148,10 +141,8 @@ class _ConvolveRelu(torch.autograd.Function):
             return None, by_weights, by_offsets, None, None
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         rows = weights.shape[1] + 1
-        parts = torch.empty(len(padded) * rows * len(weights), dtype=torch.float64)
-        total = torch.empty(rows, len(weights), dtype=torch.float64)
+        parts = empty(len(padded) * rows * len(weights), dtype=torch.float64)
+        total = empty(rows, len(weights), dtype=torch.float64)
         numbers = (torch.get_num_threads(), *context.numbers[1:])
-        _kernels().backward(
-            *map(ctypes.c_long, numbers), *map(address, (padded, gradient, code, parts, total))
-        )
+        call("first_layer", "backward", *numbers, padded, gradient, code, parts, total)
         return None, total[:-1].T, total[-1], None, None

@@ -178,7 +178,7 @@ static Room room_at(uint8_t *start, int64_t height, int64_t width, int distorted
 int gather_images(const uint8_t *images, int64_t channels, int64_t height, int64_t width, const int64_t *rows,
                   const int64_t *turns, const float *maps, int64_t episodes, int64_t shown, int64_t support,
                   const float *scale, const float *offset, float *support_out, float *query_out,
-                  int threads) {
+                  int64_t threads) {
     int64_t pixels = height * width, size = channels * pixels, total = episodes * shown;
     size_t bytes = room_bytes(height, width, maps != NULL);
     uint8_t *rooms = malloc(bytes * (size_t)threads);

@@ -6,7 +6,6 @@ convert. Plain torch does the same in as many passes as there are operations, al
 waits for the device. The two agree bit for bit, except that distorted images agree to rounding.
 """
 
-import ctypes
 import threading
 
 import torch
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewshot.errors import EpisodeError
-from fewshot.kernels.native import address, library
+from fewshot.kernels.native import call, empty, library
 
 
 def gather(
@@ -41,7 +40,7 @@ def gather(
         raise EpisodeError(
             f"quarter turns need square images; these are {height}x{width}: use a pool without rotations"
         )
-    if rows.device.type == "cpu":  # a GPU checks by itself, and is not to be waited for
+    if rows.device.type == "cpu" and rows.numel():  # a GPU checks by itself, and is not to be waited for
         least, most = rows.aminmax()
         if least < 0 or most >= len(images):
             raise EpisodeError(
@@ -49,29 +48,15 @@ def gather(
                 "use the image set that the episodes were drawn from"
             )
     inputs = (rows, turns, maps, scale, offset)
-    kernels = library("gather", exact=True) if _suits(images, *inputs) else None
-    if kernels is None:
+    if not _suits(images, *inputs):
         return _plain_gather(images, rows, support, scale, offset, turns, maps)
     episodes, shown = rows.shape
-    parts = [
-        torch.empty(episodes, part, *images.shape[1:], dtype=torch.float32, device="cpu")
-        for part in (support, shown - support)
-    ]
+    parts = [empty(episodes, part, *images.shape[1:]) for part in (support, shown - support)]
     held = [value if value is None else value.contiguous() for value in inputs]  # as long as the call lasts
-    at_rows, at_turns, at_maps, *at_others = (value if value is None else address(value) for value in held)
-    failed = kernels.gather_images(
-        address(images),
-        *map(ctypes.c_int64, images.shape[1:]),
-        at_rows,
-        at_turns,
-        at_maps,
-        *map(ctypes.c_int64, (episodes, shown, support)),
-        *at_others,
-        *map(address, parts),
-        _threads(),
+    sizes = (episodes, shown, support)
+    call(
+        "gather", "gather_images", images, *images.shape[1:], *held[:3], *sizes, *held[3:], *parts, _threads()
     )
-    if failed:
-        raise MemoryError("no memory to gather images in")
     return parts[0], parts[1]
 
 
@@ -124,17 +109,25 @@ def _turned(images: Tensor, turns: Tensor) -> Tensor:
     return flat.gather(2, table[turns].unsqueeze(1).expand_as(flat)).view_as(images)
 
 
-def _suits(images: Tensor, *inputs: Tensor | None) -> bool:
-    """Whether the kernel takes these: on the CPU, of the types that `gather` names, images side by side."""
-    types = (torch.int64, torch.int64, torch.float32, torch.float32, torch.float32)
+def _suits(images: Tensor, rows: Tensor, *others: Tensor | None) -> bool:
+    """Whether the kernel takes these, or plain torch has to: the one place that chooses.
+
+    On the CPU, of the types and shapes that `gather` names, images side by side; others: turns, maps, scale,
+    offset.
+    """
+    shapes = (rows.shape, (*rows.shape, 2, 3), images.shape[1:2], images.shape[1:2])
+    types = (torch.int64, torch.float32, torch.float32, torch.float32)
     return (
-        images.device.type == "cpu"
+        images.is_cpu
+        and rows.is_cpu
         and images.dtype == torch.uint8
+        and rows.dtype == torch.int64
         and images.is_contiguous()
         and all(
-            value is None or (value.device.type == "cpu" and value.dtype == kind)
-            for value, kind in zip(inputs, types, strict=True)
+            value is None or (value.is_cpu and value.dtype == kind and value.shape == shape)
+            for value, kind, shape in zip(others, types, shapes, strict=True)
         )
+        and library("gather") is not None
     )
 
 

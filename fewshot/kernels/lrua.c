@@ -12,7 +12,9 @@
 #include <stdint.h>
 #include <string.h>
 
-#ifndef __clang__ /* clang contracts a product and a sum of one expression by default */
+#if defined(__clang__)
+#pragma clang fp contract(fast)
+#else
 #pragma GCC optimize("fp-contract=fast")
 #endif
 
@@ -150,8 +152,8 @@ static inline lanes load(const float *from) {
 static inline void store(float *to, lanes vector) { memcpy(to, &vector, sizeof vector); }
 
 /* A matrix (depth, width) at any strides as tiles (depth, tile), the last one narrower, zero beyond `width`. */
-static void pack_tile(float *to, const float *from, size depth, size width, size depth_stride, size width_stride,
-                      size tile) {
+static void pack_tile(float *to, const float *from, size depth, size width, size depth_stride,
+                      size width_stride, size tile) {
     size inside = width < tile ? width : tile;
     if (inside < tile) memset(to, 0, depth * tile * sizeof(float));
     if (width_stride == 1)
@@ -182,8 +184,8 @@ static void pack_rows(float *to, const float *from, size depth, size count, size
 
 static size packed_size(size depth, size width) { return depth * round_up(width, LANES); }
 
-static inline __attribute__((always_inline)) void sum_products(float *out, const float *rows, const float *panel,
-                                                               size depth, const int vectors) {
+static inline __attribute__((always_inline)) void
+sum_products(float *out, const float *rows, const float *panel, size depth, const int vectors) {
     lanes sum[ROWS][3];
     for (int i = 0; i < ROWS; i++)
         for (int j = 0; j < vectors; j++) sum[i][j] = (lanes){0};
@@ -237,7 +239,8 @@ static void erase(float *memory, size slot, size word) {
 static void to_groups(float *to, const float *vectors, size heads, size word) {
     for (size head = 0; head < round_up(heads, HEADS); head++)
         for (size w = 0; w < word; w++)
-            to[(head / HEADS * word + w) * HEADS + head % HEADS] = head < heads ? vectors[head * word + w] : 0;
+            to[(head / HEADS * word + w) * HEADS + head % HEADS] =
+                head < heads ? vectors[head * word + w] : 0;
 }
 
 static void from_groups(float *to, const float *groups, size heads, size word) {
@@ -373,8 +376,9 @@ typedef struct { /* what is computed and forgotten, for one thread */
 
 /* memory, read_weights: after the step; they may lie where those before it lie. */
 static void access_forward(const Scan *s, const Sizes *z, const Scratch *t, const float *memory_before,
-                           float *memory, float *usage, const float *read_weights_before, const float *interface, int32_t *chosen,
-                           float *read_weights, float *cosines, float *inverses, float *reads) {
+                           float *memory, float *usage, const float *read_weights_before,
+                           const float *interface, int32_t *chosen, float *read_weights, float *cosines,
+                           float *inverses, float *reads) {
     size word = s->word;
     const float *keys = interface, *adds = interface + z->vectors - z->words;
     const float *gate = interface + z->vectors, *strength = gate + s->heads;
@@ -577,7 +581,9 @@ static void controller_backward(const Scan *s, const float *output_gradient, con
 /* ---- The sequence ---- */
 
 /* Where an episode's step lies in what is kept: with and without a place for the start. */
-static size at(const Scan *s, size episode, size step) { return s->keep ? episode * s->steps + step : episode; }
+static size at(const Scan *s, size episode, size step) {
+    return s->keep ? episode * s->steps + step : episode;
+}
 static size after(const Scan *s, size episode, size steps) {
     return s->keep ? episode * (s->steps + 1) + steps : episode;
 }
@@ -618,8 +624,8 @@ static void group_forward(const Scan *s, const Sizes *z, const Scratch *t, const
     for (size r = 0; r < count; r++) {
         size episode = start + r;
         float *read_weights = s->read_weights + after(s, episode, 0) * z->weights;
-        to_lanes(s->memories + after(s, episode, 0) * z->memory, s->first_memory + episode * s->slots * s->word,
-                 s->slots, s->word, z->slots);
+        to_lanes(s->memories + after(s, episode, 0) * z->memory,
+                 s->first_memory + episode * s->slots * s->word, s->slots, s->word, z->slots);
         memset(read_weights, 0, z->weights * sizeof(float));
         for (size head = 0; head < s->heads; head++)
             memcpy(read_weights + head * z->slots,
@@ -650,10 +656,10 @@ static void group_forward(const Scan *s, const Sizes *z, const Scratch *t, const
             float *interface = s->interfaces + kept * z->activated, *memory = s->memories + now * z->memory;
             activate_interface(s, z, t->product + r * z->interface,
                                s->offsets + episode * s->offset_episode + step * s->offset_step, interface);
-            access_forward(s, z, t, s->memories + before * z->memory, memory, s->usage + episode * s->slots, s->read_weights + before * z->weights,
-                           interface, s->chosen + kept * s->heads, s->read_weights + now * z->weights,
-                           s->cosines + kept * z->weights, s->inverses + kept * z->slots,
-                           outputs + r * output_stride + hidden);
+            access_forward(s, z, t, s->memories + before * z->memory, memory, s->usage + episode * s->slots,
+                           s->read_weights + before * z->weights, interface, s->chosen + kept * s->heads,
+                           s->read_weights + now * z->weights, s->cosines + kept * z->weights,
+                           s->inverses + kept * z->slots, outputs + r * output_stride + hidden);
         }
     }
     for (size r = 0; r < count; r++) {
@@ -691,13 +697,14 @@ static void group_backward(const Scan *s, const Sizes *z, const Scratch *t, cons
             float *carried = t->carried + r * z->output;
             for (size j = 0; j < z->output; j++) carried[j] += s->outputs_gradient[place * z->output + j];
             access_backward(s, z, t, s->memories + now * z->memory, t->memory + r * z->memory,
-                            t->reading + r * z->weights, carried + hidden, s->read_weights + before * z->weights,
-                            s->interfaces + place * z->activated, s->chosen + place * s->heads,
-                            s->read_weights + now * z->weights, s->cosines + place * z->weights,
-                            s->inverses + place * z->slots, s->offsets_gradient + place * z->interface);
+                            t->reading + r * z->weights, carried + hidden,
+                            s->read_weights + before * z->weights, s->interfaces + place * z->activated,
+                            s->chosen + place * s->heads, s->read_weights + now * z->weights,
+                            s->cosines + place * z->weights, s->inverses + place * z->slots,
+                            s->offsets_gradient + place * z->interface);
         }
-        pack_rows(t->rows, s->offsets_gradient + (start * s->steps + step) * z->interface, z->interface, count,
-                  s->steps * z->interface);
+        pack_rows(t->rows, s->offsets_gradient + (start * s->steps + step) * z->interface, z->interface,
+                  count, s->steps * z->interface);
         multiply(t->product, t->rows, interface_weight, count, z->interface, hidden);
         for (size r = 0; r < count; r++) {
             size episode = start + r, place = episode * s->steps + step;
@@ -722,8 +729,8 @@ static void group_backward(const Scan *s, const Sizes *z, const Scratch *t, cons
         size episode = start + r;
         memcpy(s->first_gradient + episode * z->recurrent, t->carried + (r + 1) * z->output - z->recurrent,
                z->recurrent * sizeof(float));
-        from_lanes(s->first_memory_gradient + episode * s->slots * s->word, t->memory + r * z->memory, s->slots,
-                   s->word);
+        from_lanes(s->first_memory_gradient + episode * s->slots * s->word, t->memory + r * z->memory,
+                   s->slots, s->word);
         for (size head = 0; head < s->heads; head++)
             memcpy(s->first_read_weights_gradient + (episode * s->heads + head) * s->slots,
                    t->reading + r * z->weights + head * z->slots, s->slots * sizeof(float));
@@ -756,7 +763,8 @@ static int omp_get_thread_num(void) { return 0; }
 
 static void for_all_groups(const Scan *s, int forward) {
     Sizes z = sizes_of(s);
-    float *recurrent_weight = s->scratch, *interface_weight, *threads_scratch = s->scratch + packed_total(s, &z);
+    float *recurrent_weight = s->scratch, *interface_weight,
+          *threads_scratch = s->scratch + packed_total(s, &z);
     if (forward) {
         interface_weight = recurrent_weight + packed_size(z.recurrent, z.gates);
         pack_panels(recurrent_weight, s->recurrent_weight, z.recurrent, z.gates, 1, z.recurrent, s->threads);
@@ -773,7 +781,8 @@ static void for_all_groups(const Scan *s, int forward) {
         size floats = lay_out(s, &z, &t, threads_scratch);
         lay_out(s, &z, &t, threads_scratch + omp_get_thread_num() * floats);
         size start = group * rows, count = s->batch - start < rows ? s->batch - start : rows;
-        (forward ? group_forward : group_backward)(s, &z, &t, recurrent_weight, interface_weight, start, count);
+        (forward ? group_forward : group_backward)(s, &z, &t, recurrent_weight, interface_weight, start,
+                                                   count);
     }
 }
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fewshot.kernels.native import address, library
+from fewshot.kernels.native import address, empty, library
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class _Scan(torch.autograd.Function):
             "interfaces": memory.new_empty(batch, places, offsets.shape[-1] + heads * sharp),
             "cosines": memory.new_empty(batch, places, padded_weights),
             "inverses": memory.new_empty(batch, places, padded_slots),
-            "chosen": torch.empty(batch, places, heads, dtype=torch.int32),
+            "chosen": empty(batch, places, heads, dtype=torch.int32),
         }
         sequences = {"projected": projected.contiguous(), "offsets": offsets}
         _call(kernels, "lrua_forward", numbers, sequences | inputs | outputs | kept)
@@ -229,6 +229,6 @@ def _call(kernels: ctypes.CDLL, name: str, numbers: dict[str, Any], tensors: dic
     addresses = {field: address(tensor) for field, tensor in tensors.items()}
     arguments = _Arguments(**numbers, **addresses, threads=torch.get_num_threads())
     kernels.lrua_scratch.restype = ctypes.c_int64
-    scratch = torch.empty(kernels.lrua_scratch(ctypes.byref(arguments)))
+    scratch = empty(kernels.lrua_scratch(ctypes.byref(arguments)))
     arguments.scratch = address(scratch)
     getattr(kernels, name)(ctypes.byref(arguments))

@@ -6,7 +6,7 @@ memory are a handful of cheap operations each; done one by one, they spend their
 moving intermediate results through memory. Why not an extension module: a shared object called through
 ctypes needs no headers of Python or torch, so it compiles in a second and the wheel stays pure Python.
 
-Threads are OpenMP's, and as many as torch's: the runtime is the very one that torch has loaded.
+Threads are OpenMP's, and as many as torch's: what gcc compiles takes the very runtime that torch has loaded.
 """
 
 import ctypes
@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from fewshot.data.locations import cache_root
@@ -29,9 +30,12 @@ from fewshot.data.locations import cache_root
 SWITCH_VARIABLE = "FEWSHOT_NATIVE"
 """Set it to 0 to compute everything with plain torch."""
 
-_FLAGS = ("-O3", "-march=native", "-std=c11", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
-_EXACT_FLAG = "-ffp-contract=off"
-"""A product and a sum are rounded one by one, as torch's separate operations round them."""
+_FLAGS = (
+    *("-O3", "-march=native", "-std=c11", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math"),
+    "-ffp-contract=off",
+)
+"""The last: a product and a sum are rounded one by one, as torch's separate operations round them. A kernel
+that does not promise torch's very bits allows itself otherwise, at its head."""
 _COMPILE_SECONDS = 120
 
 _switched_off = 0
@@ -53,14 +57,32 @@ def kernels_wanted() -> bool:
     return not _switched_off and os.environ.get(SWITCH_VARIABLE) != "0"
 
 
-def library(name: str, *, exact: bool = False) -> ctypes.CDLL | None:
-    """The kernels of `<name>.c`, or None where they are switched off or cannot be compiled (said once).
+def library(name: str) -> ctypes.CDLL | None:
+    """The kernels of `<name>.c`, or None where they are switched off or cannot be compiled (said once)."""
+    return _load(name) if kernels_wanted() else None
 
-    exact: without fused multiply and add, for kernels that equal plain torch bit for bit.
+
+def call(name: str, function: str, *arguments: int | Tensor | None) -> None:
+    """Call a function of `<name>.c`, once `library` has given it.
+
+    A pass that began with a kernel ends with it, also where kernels were switched off meanwhile. Numbers
+    arrive as int64_t, a tensor as the address of its first number, None as NULL. Tensors are on the CPU and
+    contiguous, with their channels last or not. The function returns 0, or 1 for a MemoryError.
     """
-    if not kernels_wanted():
-        return None
-    return _load(name, _FLAGS + ((_EXACT_FLAG,) if exact else ()))
+    kernels = _load(name)
+    assert kernels is not None, f"{name} is called before it was asked for"
+    if getattr(kernels, function)(*map(_argument, arguments)):
+        raise MemoryError(f"no memory for what {name} works on meanwhile: lower the batch")
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Room for a kernel to write in: on the CPU and of this type, whatever torch's defaults are."""
+    return torch.empty(shape, dtype=dtype, device="cpu")
+
+
+def empty_maps(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """`empty`, for (image, channel, height, width) with the channels last in memory."""
+    return torch.empty(shape, dtype=dtype, device="cpu", memory_format=torch.channels_last)
 
 
 def address(tensor: Tensor) -> ctypes.c_void_p:
@@ -68,27 +90,38 @@ def address(tensor: Tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(tensor.data_ptr())
 
 
+def _argument(value: int | Tensor | None) -> ctypes.c_int64 | ctypes.c_void_p | None:
+    if not isinstance(value, Tensor):
+        return value if value is None else ctypes.c_int64(value)
+    assert value.is_cpu, "a kernel reads the CPU's memory"
+    assert value.is_contiguous() or value.is_contiguous(memory_format=torch.channels_last)
+    return address(value)
+
+
 @functools.cache
-def _load(name: str, flags: tuple[str, ...]) -> ctypes.CDLL | None:
+def _load(name: str) -> ctypes.CDLL | None:
     source = Path(__file__).with_name(f"{name}.c")
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     try:
         if compiler is None:
             raise FileNotFoundError("there is no C compiler")
-        digest = hashlib.sha256("\n".join((compiler, *flags, _processor())).encode())
+        digest = hashlib.sha256("\n".join((compiler, *_FLAGS, _processor())).encode())
         digest.update(source.read_bytes())
         built = cache_root() / "kernels" / f"{name}-{digest.hexdigest()[:16]}.so"
         if not built.exists():
-            _compile([*compiler.split(), *flags], source, built)
+            _compile([*compiler.split(), *_FLAGS], source, built)
         return ctypes.CDLL(str(built))
     except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
+        said = (isinstance(error, subprocess.CalledProcessError) and error.stderr) or str(error)
         reason = next(iter(said.strip().splitlines()), type(error).__name__)
-        print(
-            f"fewshot: plain torch in place of the {name} kernel ({reason}): slower, same figures",
-            file=sys.stderr,
-        )
+        _say(f"fewshot: plain torch in place of kernels in C ({reason}): slower, same figures")
         return None
+
+
+@functools.cache
+def _say(line: str) -> None:
+    """Once: what hinders one kernel mostly hinders all."""
+    print(line, file=sys.stderr)
 
 
 def _compile(command: list[str], source: Path, built: Path) -> None:

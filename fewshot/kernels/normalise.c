@@ -22,7 +22,9 @@
      dd_x     = r (h - mean(h) - n mean(h n)) - scale r^2 T n,  h = -scale r (B v + W u) + v_scale u
 */
 
-#if !defined(__clang__)
+#if defined(__clang__)
+#pragma clang fp contract(fast)
+#else
 #pragma GCC optimize("fp-contract=fast")
 #endif
 
@@ -40,11 +42,11 @@ typedef int32_t masks __attribute__((vector_size(4 * LANES)));
 typedef uint8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
 
 typedef struct {
-    long groups, images, height, width, channels, window; /* window: 2 with pooling, else 1 */
+    int64_t groups, images, height, width, channels, window; /* window: 2 with pooling, else 1 */
 } shape;
 
-static long positions(const shape *s) { return s->height * s->width; }
-static long cells(const shape *s) { return (s->height / s->window) * (s->width / s->window); }
+static int64_t positions(const shape *s) { return s->height * s->width; }
+static int64_t cells(const shape *s) { return (s->height / s->window) * (s->width / s->window); }
 
 INLINE lanes load(const float *from) { return *(const lanes *)from; }
 INLINE void store(lanes values, float *to) { *(lanes *)to = values; }
@@ -58,21 +60,21 @@ INLINE lanes choose(masks which, lanes yes, lanes no)
 INLINE void add(lanes values, float *to) { store(load(to) + values, to); }
 
 /* Adds a row's sums to the image's and begins the next row. */
-static void finish_row(long count, float *row, double *totals)
+static void finish_row(int64_t count, float *row, double *totals)
 {
-    for (long i = 0; i < count; i++) {
+    for (int64_t i = 0; i < count; i++) {
         totals[i] += row[i];
         row[i] = 0;
     }
 }
 
 /* The sum over a group's images, in their order; an image's: [terms][channels]. */
-static void sum_images(const shape *s, long group, long terms, const double *parts, double *total)
+static void sum_images(const shape *s, int64_t group, int64_t terms, const double *parts, double *total)
 {
-    const long count = terms * s->channels;
+    const int64_t count = terms * s->channels;
     memset(total, 0, sizeof(double) * (size_t)count);
-    for (long image = group * s->images; image < (group + 1) * s->images; image++)
-        for (long i = 0; i < count; i++)
+    for (int64_t image = group * s->images; image < (group + 1) * s->images; image++)
+        for (int64_t i = 0; i < count; i++)
             total[i] += parts[image * count + i];
 }
 
@@ -81,28 +83,28 @@ static void sum_images(const shape *s, long group, long terms, const double *par
 /* Mean and sum of squared deviations of one image, row by row; room: [2][channels]. */
 static void image_moments(const shape *s, const float *maps, double *mean, double *squares, float *room)
 {
-    const long channels = s->channels, size = s->width * channels;
+    const int64_t channels = s->channels, size = s->width * channels;
     float *centre = room, *sum = room + channels;
     memset(mean, 0, sizeof(double) * (size_t)channels);
     memset(squares, 0, sizeof(double) * (size_t)channels);
-    for (long y = 0; y < s->height; y++) {
+    for (int64_t y = 0; y < s->height; y++) {
         const float *row = maps + y * size;
         memset(sum, 0, sizeof(float) * (size_t)channels);
-        for (long x = 0; x < size; x += channels)
-            for (long c = 0; c < channels; c += LANES)
+        for (int64_t x = 0; x < size; x += channels)
+            for (int64_t c = 0; c < channels; c += LANES)
                 add(load(row + x + c), sum + c);
-        for (long c = 0; c < channels; c++) {
+        for (int64_t c = 0; c < channels; c++) {
             centre[c] = sum[c] / (float)s->width;
             sum[c] = 0;
         }
-        for (long x = 0; x < size; x += channels)
-            for (long c = 0; c < channels; c += LANES) {
+        for (int64_t x = 0; x < size; x += channels)
+            for (int64_t c = 0; c < channels; c += LANES) {
                 const lanes away = load(row + x + c) - load(centre + c);
                 add(away * away, sum + c);
             }
         /* What joins has a mean of its own (Chan, Golub and LeVeque 1979). */
         const double share = 1.0 / (double)(y + 1), weight = share * (double)(y * s->width);
-        for (long c = 0; c < channels; c++) {
+        for (int64_t c = 0; c < channels; c++) {
             const double away = centre[c] - mean[c];
             mean[c] += away * share;
             squares[c] += sum[c] + away * away * weight;
@@ -113,21 +115,21 @@ static void image_moments(const shape *s, const float *maps, double *mean, doubl
 /* Over the images of each group: mean and (biased) variance, [groups][channels]; room: [2][channels]. */
 static void group_moments(const shape *s, const double *parts, double *room, float *mean, float *variance)
 {
-    const long channels = s->channels;
+    const int64_t channels = s->channels;
     const double count = (double)positions(s);
-    for (long group = 0; group < s->groups; group++) {
+    for (int64_t group = 0; group < s->groups; group++) {
         double *all = room, *squares = room + channels;
         memset(room, 0, sizeof(double) * (size_t)(2 * channels));
-        for (long image = 0; image < s->images; image++) {
+        for (int64_t image = 0; image < s->images; image++) {
             const double *part = parts + (group * s->images + image) * 2 * channels;
             const double share = 1.0 / (double)(image + 1), weight = share * (double)image * count;
-            for (long c = 0; c < channels; c++) {
+            for (int64_t c = 0; c < channels; c++) {
                 const double away = part[c] - all[c];
                 all[c] += away * share;
                 squares[c] += part[channels + c] + away * away * weight;
             }
         }
-        for (long c = 0; c < channels; c++) {
+        for (int64_t c = 0; c < channels; c++) {
             mean[group * channels + c] = (float)all[c];
             variance[group * channels + c] = (float)(squares[c] / ((double)s->images * count));
         }
@@ -140,20 +142,20 @@ static void group_moments(const shape *s, const double *parts, double *room, flo
 #define POSITIONS(s) {0, (s)->channels, (s)->width * (s)->channels, ((s)->width + 1) * (s)->channels}
 
 /* Of row y of windows: the offsets of a first position and of what a window becomes, for each vector from c. */
-#define FOR_EACH_WINDOW(s, y, c, x, o)                                                                         \
-    for (long column_ = 0; column_ < (s)->width / (s)->window; column_++)                                      \
-        for (long c = 0, x = ((y) * (s)->width + column_) * (s)->window * (s)->channels,                       \
-                  o = ((y) * ((s)->width / (s)->window) + column_) * (s)->channels;                            \
+#define FOR_EACH_WINDOW(s, y, c, x, o)                                                                       \
+    for (int64_t column_ = 0; column_ < (s)->width / (s)->window; column_++)                                 \
+        for (int64_t c = 0, x = ((y) * (s)->width + column_) * (s)->window * (s)->channels,                  \
+                  o = ((y) * ((s)->width / (s)->window) + column_) * (s)->channels;                          \
              c < (s)->channels; c += LANES, x += LANES, o += LANES)
 
 /* The offsets of the pixels of an odd last row and column, which are in no window. */
-#define FOR_EACH_LEFT_OVER(s, c, x)                                                                            \
-    for (long row_ = 0; row_ < (s)->height; row_++)                                                            \
-        for (long column_ = row_ / (s)->window < (s)->height / (s)->window                                     \
-                                ? (s)->width / (s)->window * (s)->window                                       \
-                                : 0;                                                                           \
-             column_ < (s)->width; column_++)                                                                  \
-            for (long c = 0, x = (row_ * (s)->width + column_) * (s)->channels; c < (s)->channels;             \
+#define FOR_EACH_LEFT_OVER(s, c, x)                                                                          \
+    for (int64_t row_ = 0; row_ < (s)->height; row_++)                                                       \
+        for (int64_t column_ = row_ / (s)->window < (s)->height / (s)->window                                \
+                                ? (s)->width / (s)->window * (s)->window                                     \
+                                : 0;                                                                         \
+             column_ < (s)->width; column_++)                                                                \
+            for (int64_t c = 0, x = (row_ * (s)->width + column_) * (s)->channels; c < (s)->channels;        \
                  c += LANES, x += LANES)
 
 /* --- Forward --------------------------------------------------------------------------------------------- */
@@ -161,8 +163,8 @@ static void group_moments(const shape *s, const double *parts, double *room, flo
 INLINE void image_forward(const shape *s, const int count, const float *maps, const float *mean,
                           const float *slopes, const float *shifts, float *out, uint8_t *code)
 {
-    const long at[4] = POSITIONS(s);
-    for (long y = 0; y < s->height / s->window; y++)
+    const int64_t at[4] = POSITIONS(s);
+    for (int64_t y = 0; y < s->height / s->window; y++)
         FOR_EACH_WINDOW(s, y, c, x, o)
         {
             const lanes centre = load(mean + c), slope = load(slopes + c), shift = load(shifts + c);
@@ -181,32 +183,33 @@ INLINE void image_forward(const shape *s, const int count, const float *maps, co
 }
 
 /* max(slope (x - mean) + shift, 0), pooled; mean, slope and shift: [groups][channels]. */
-void affine_relu(long threads, long groups, long images, long height, long width, long channels, long window,
-                 const float *maps, const float *mean, const float *slope, const float *shift, float *out,
-                 uint8_t *code)
+int affine_relu(int64_t threads, int64_t groups, int64_t images, int64_t height, int64_t width,
+                int64_t channels, int64_t window, const float *maps, const float *mean, const float *slope,
+                const float *shift, float *out, uint8_t *code)
 {
     const shape s = {groups, images, height, width, channels, window};
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (long image = 0; image < groups * images; image++) {
+    for (int64_t image = 0; image < groups * images; image++) {
         const float *map = maps + image * positions(&s) * channels;
-        const long i = image / images * channels, o = image * cells(&s) * channels;
+        const int64_t i = image / images * channels, o = image * cells(&s) * channels;
         if (window == 2)
             image_forward(&s, 4, map, mean + i, slope + i, shift + i, out + o, code + o);
         else
             image_forward(&s, 1, map, mean + i, slope + i, shift + i, out + o, code + o);
     }
+    return 0;
 }
 
 /* mean, variance, spread (r above): [groups][channels].
    scratch: [groups * images + 1][2][channels] doubles, then [groups * images + groups][2][channels] floats. */
-void forward(long threads, long groups, long images, long height, long width, long channels, long window,
-             const float *maps, const float *scale, const float *shift, float *out, uint8_t *code, float *mean,
-             float *variance, float *spread, double *scratch)
+int forward(int64_t threads, int64_t groups, int64_t images, int64_t height, int64_t width, int64_t channels,
+            int64_t window, const float *maps, const float *scale, const float *shift, float *out,
+            uint8_t *code, float *mean, float *variance, float *spread, double *scratch)
 {
     const shape s = {groups, images, height, width, channels, window};
     float *rows = (float *)(scratch + (groups * images + 1) * 2 * channels);
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (long image = 0; image < groups * images; image++) {
+    for (int64_t image = 0; image < groups * images; image++) {
         double *moments = scratch + image * 2 * channels;
         image_moments(&s, maps + image * positions(&s) * channels, moments, moments + channels,
                       rows + image * 2 * channels);
@@ -214,11 +217,12 @@ void forward(long threads, long groups, long images, long height, long width, lo
     double *room = scratch + groups * images * 2 * channels;
     group_moments(&s, scratch, room, mean, variance);
     float *slope = rows;
-    for (long i = 0; i < groups * channels; i++) {
+    for (int64_t i = 0; i < groups * channels; i++) {
         spread[i] = (float)(1.0 / sqrt((double)variance[i] + EPSILON));
         slope[i] = scale[i] * spread[i];
     }
-    affine_relu(threads, groups, images, height, width, channels, window, maps, mean, slope, shift, out, code);
+    return affine_relu(threads, groups, images, height, width, channels, window, maps, mean, slope, shift,
+                       out, code);
 }
 
 /* --- Backward -------------------------------------------------------------------------------------------- */
@@ -227,10 +231,10 @@ void forward(long threads, long groups, long images, long height, long width, lo
 INLINE void image_sums(const shape *s, const int count, const float *maps, const float *mean,
                        const float *gradient, const uint8_t *code, float *row, double *totals)
 {
-    const long at[4] = POSITIONS(s), channels = s->channels;
+    const int64_t at[4] = POSITIONS(s), channels = s->channels;
     memset(row, 0, sizeof(float) * (size_t)(2 * channels));
     memset(totals, 0, sizeof(double) * (size_t)(2 * channels));
-    for (long y = 0; y < s->height / s->window; y++) {
+    for (int64_t y = 0; y < s->height / s->window; y++) {
         FOR_EACH_WINDOW(s, y, c, x, o)
         {
             const masks place = places(code + o);
@@ -253,8 +257,8 @@ typedef struct { /* per channel; of_x is of x - m */
 INLINE void image_backward(const shape *s, const int count, const float *maps, const float *mean,
                            const float *gradient, const uint8_t *code, terms of, float *d_maps)
 {
-    const long at[4] = POSITIONS(s);
-    for (long y = 0; y < s->height / s->window; y++)
+    const int64_t at[4] = POSITIONS(s);
+    for (int64_t y = 0; y < s->height / s->window; y++)
         FOR_EACH_WINDOW(s, y, c, x, o)
         {
             const lanes centre = load(mean + c), of_x = load(of.of_x + c), constant = load(of.constant + c);
@@ -270,18 +274,18 @@ INLINE void image_backward(const shape *s, const int count, const float *maps, c
 
 /* gradient: of out; d_maps, d_scale, d_shift: what it is made into.
    scratch: as in `forward`. */
-void backward(long threads, long groups, long images, long height, long width, long channels, long window,
-              const float *gradient, const float *maps, const float *scale, const float *mean,
-              const float *spread, const uint8_t *code, float *d_maps, float *d_scale, float *d_shift,
-              double *scratch)
+int backward(int64_t threads, int64_t groups, int64_t images, int64_t height, int64_t width, int64_t channels,
+             int64_t window, const float *gradient, const float *maps, const float *scale, const float *mean,
+             const float *spread, const uint8_t *code, float *d_maps, float *d_scale, float *d_shift,
+             double *scratch)
 {
     const shape s = {groups, images, height, width, channels, window};
     const double count = (double)(images * positions(&s));
     float *rows = (float *)(scratch + (groups * images + 1) * 2 * channels);
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (long image = 0; image < groups * images; image++) {
+    for (int64_t image = 0; image < groups * images; image++) {
         const float *map = maps + image * positions(&s) * channels, *m = mean + image / images * channels;
-        const long o = image * cells(&s) * channels;
+        const int64_t o = image * cells(&s) * channels;
         float *row = rows + image * 2 * channels;
         double *totals = scratch + image * 2 * channels;
         if (window == 2)
@@ -291,10 +295,10 @@ void backward(long threads, long groups, long images, long height, long width, l
     }
     double *sums = scratch + groups * images * 2 * channels;
     float *of_u = rows, *of_x = of_u + groups * channels, *constant = of_x + groups * channels;
-    for (long group = 0; group < groups; group++) {
+    for (int64_t group = 0; group < groups; group++) {
         sum_images(&s, group, 2, scratch, sums);
-        for (long c = 0; c < channels; c++) {
-            const long i = group * channels + c;
+        for (int64_t c = 0; c < channels; c++) {
+            const int64_t i = group * channels + c;
             const double r = spread[i], weighted = sums[channels + c] * r;
             d_shift[i] = (float)sums[c];
             d_scale[i] = (float)weighted;
@@ -304,15 +308,16 @@ void backward(long threads, long groups, long images, long height, long width, l
         }
     }
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (long image = 0; image < groups * images; image++) {
-        const long x = image * positions(&s) * channels, o = image * cells(&s) * channels;
-        const long i = image / images * channels;
+    for (int64_t image = 0; image < groups * images; image++) {
+        const int64_t x = image * positions(&s) * channels, o = image * cells(&s) * channels;
+        const int64_t i = image / images * channels;
         const terms of = {of_u + i, of_x + i, constant + i};
         if (window == 2)
             image_backward(&s, 4, maps + x, mean + i, gradient + o, code + o, of, d_maps + x);
         else
             image_backward(&s, 1, maps + x, mean + i, gradient + o, code + o, of, d_maps + x);
     }
+    return 0;
 }
 
 /* --- Backward of the backward ---------------------------------------------------------------------------- */
@@ -322,10 +327,10 @@ INLINE void image_sums_twice(const shape *s, const int count, const float *maps,
                              const float *gradient, const uint8_t *code, const float *v, float *row,
                              double *totals)
 {
-    const long at[4] = POSITIONS(s), channels = s->channels;
+    const int64_t at[4] = POSITIONS(s), channels = s->channels;
     memset(row, 0, sizeof(float) * (size_t)(3 * channels));
     memset(totals, 0, sizeof(double) * (size_t)(3 * channels));
-    for (long y = 0; y < s->height / s->window; y++) {
+    for (int64_t y = 0; y < s->height / s->window; y++) {
         FOR_EACH_WINDOW(s, y, c, x, o)
         {
             const lanes centre = load(mean + c);
@@ -360,13 +365,14 @@ INLINE void image_backward_twice(const shape *s, const int count, const float *m
                                  const float *gradient, const uint8_t *code, const float *v, terms_twice of,
                                  float *dd_maps, float *dd_gradient)
 {
-    const long at[4] = POSITIONS(s);
-    for (long y = 0; y < s->height / s->window; y++)
+    const int64_t at[4] = POSITIONS(s);
+    for (int64_t y = 0; y < s->height / s->window; y++)
         FOR_EACH_WINDOW(s, y, c, x, o)
         {
             const lanes centre = load(mean + c), of_v = load(of.of_v + c), of_u = load(of.of_u + c);
             const lanes of_x = load(of.of_x + c), constant = load(of.constant + c);
-            const lanes picked_of_v = load(of.picked_of_v + c), picked_constant = load(of.picked_constant + c);
+            const lanes picked_of_v = load(of.picked_of_v + c),
+                        picked_constant = load(of.picked_constant + c);
             const masks place = places(code + o);
             const lanes g = load(gradient + o) * of_u;
             lanes picked = {0};
@@ -386,18 +392,18 @@ INLINE void image_backward_twice(const shape *s, const int count, const float *m
 
 /* v, v_scale, v_shift: gradients of `backward`'s d_maps, d_scale and d_shift, of which the last two are given.
    scratch: as in `forward`, but [3]. */
-void backward_twice(long threads, long groups, long images, long height, long width, long channels,
-                    long window, const float *v, const float *v_scale, const float *v_shift,
-                    const float *gradient, const float *maps, const float *scale, const float *mean,
-                    const float *spread, const uint8_t *code, const float *d_scale, const float *d_shift,
-                    float *dd_gradient, float *dd_maps, float *dd_scale, double *scratch)
+int backward_twice(int64_t threads, int64_t groups, int64_t images, int64_t height, int64_t width,
+                   int64_t channels, int64_t window, const float *v, const float *v_scale,
+                   const float *v_shift, const float *gradient, const float *maps, const float *scale,
+                   const float *mean, const float *spread, const uint8_t *code, const float *d_scale,
+                   const float *d_shift, float *dd_gradient, float *dd_maps, float *dd_scale, double *scratch)
 {
     const shape s = {groups, images, height, width, channels, window};
     const double count = (double)(images * positions(&s));
     float *rows = (float *)(scratch + (groups * images + 1) * 3 * channels);
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (long image = 0; image < groups * images; image++) {
-        const long x = image * positions(&s) * channels, o = image * cells(&s) * channels;
+    for (int64_t image = 0; image < groups * images; image++) {
+        const int64_t x = image * positions(&s) * channels, o = image * cells(&s) * channels;
         const float *m = mean + image / images * channels;
         float *row = rows + image * 3 * channels;
         double *totals = scratch + image * 3 * channels;
@@ -407,13 +413,13 @@ void backward_twice(long threads, long groups, long images, long height, long wi
             image_sums_twice(&s, 1, maps + x, m, gradient + o, code + o, v + x, row, totals);
     }
     double *sums = scratch + groups * images * 3 * channels;
-    const long size = groups * channels;
+    const int64_t size = groups * channels;
     float *of_v = rows, *of_u = of_v + size, *of_x = of_u + size;
     float *constant = of_x + size, *picked_of_v = constant + size, *picked_constant = picked_of_v + size;
-    for (long group = 0; group < groups; group++) {
+    for (int64_t group = 0; group < groups; group++) {
         sum_images(&s, group, 3, scratch, sums);
-        for (long c = 0; c < channels; c++) {
-            const long i = group * channels + c;
+        for (int64_t c = 0; c < channels; c++) {
+            const int64_t i = group * channels + c;
             const double r = spread[i], factor = scale[i] * r;
             const double A = d_shift[i] / count, B = d_scale[i] / count;
             const double V = sums[c] / count, W = sums[channels + c] * r / count;
@@ -431,9 +437,9 @@ void backward_twice(long threads, long groups, long images, long height, long wi
         }
     }
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (long image = 0; image < groups * images; image++) {
-        const long x = image * positions(&s) * channels, o = image * cells(&s) * channels;
-        const long i = image / images * channels;
+    for (int64_t image = 0; image < groups * images; image++) {
+        const int64_t x = image * positions(&s) * channels, o = image * cells(&s) * channels;
+        const int64_t i = image / images * channels;
         const terms_twice of = {of_v + i,     of_u + i,        of_x + i,
                                 constant + i, picked_of_v + i, picked_constant + i};
         if (window == 2)
@@ -443,4 +449,5 @@ void backward_twice(long threads, long groups, long images, long height, long wi
             image_backward_twice(&s, 1, maps + x, mean + i, gradient + o, code + o, v + x, of, dd_maps + x,
                                  dd_gradient + o);
     }
+    return 0;
 }

@@ -9,14 +9,13 @@ Where a kernel cannot be used (a GPU, another dtype or memory format, no compile
 same, to rounding.
 """
 
-import ctypes
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fewshot.kernels.native import address, library
+from fewshot.kernels.native import call, empty, empty_maps, library
 
 EPSILON = 1e-5
 """Added to the variance, as `nn.BatchNorm2d` does; normalise.c has it too."""
@@ -42,7 +41,7 @@ def batch_norm_relu(maps: Tensor, scale: Tensor, shift: Tensor, *, pool: bool, g
     maps: (groups * images, channel, height, width), the images of a group side by side; fast in channels-last
     memory format. scale, shift: (channel,), or (groups, channel) where each group has its own.
     """
-    if not fits(maps, scale, shift, pool=pool):
+    if not fits(maps, scale, shift, pool=pool, groups=groups):
         return _plain_batch_norm_relu(maps, scale, shift, pool=pool, groups=groups)
     return batch_norm_relu_statistics(maps, scale, shift, pool=pool, groups=groups).maps
 
@@ -52,7 +51,7 @@ def batch_norm_relu_statistics(
 ) -> Normalised:
     """`batch_norm_relu`, and the statistics by which it normalised."""
     size = maps[:, 0].numel() // groups
-    if not fits(maps, scale, shift, pool=pool):
+    if not fits(maps, scale, shift, pool=pool, groups=groups):
         with torch.no_grad():
             apart = maps.reshape(groups, -1, *maps.shape[1:])
             variance, mean = torch.var_mean(apart, (1, 3, 4), correction=0)
@@ -74,7 +73,7 @@ def frozen_norm_relu(
         return _relu_pool((maps - mean) * slope + shift, pool)
     out, code = _made_of(maps, pool)
     given = (values.contiguous() for values in (mean, slope, shift))
-    _call(_kernels().affine_relu, maps, 1, pool, maps, *given, out, code)
+    _call("affine_relu", maps, 1, pool, maps, *given, out, code)
     return out
 
 
@@ -95,12 +94,14 @@ def _relu_pool(maps: Tensor, pool: bool) -> Tensor:
     return torch.max_pool2d(maps, 2) if pool else maps
 
 
-def fits(maps: Tensor, *others: Tensor, pool: bool) -> bool:
+def fits(maps: Tensor, *others: Tensor, pool: bool, groups: int = 1) -> bool:
     """Whether the kernel takes these maps (and scale, shift), or plain torch has to: the one place that
     chooses.
     """
     return (
         all(part.dtype == torch.float32 and part.device.type == "cpu" for part in (maps, *others))
+        and all(part.shape[-1] == maps.shape[1] for part in others)
+        and len(maps) % groups == 0
         and maps.is_contiguous(memory_format=torch.channels_last)
         and maps.shape[1] % LANES == 0
         and maps.numel() > 0
@@ -109,18 +110,12 @@ def fits(maps: Tensor, *others: Tensor, pool: bool) -> bool:
     )
 
 
-def _kernels() -> ctypes.CDLL:
-    kernels = library("normalise")
-    assert kernels is not None, "what fits has a kernel"
-    return kernels
-
-
-def _call(kernel: Any, maps: Tensor, groups: int, pool: bool, *tensors: Tensor) -> None:
-    """Every kernel takes threads, groups, images, height, width, channels, window, then its tensors."""
+def _call(function: str, maps: Tensor, groups: int, pool: bool, *tensors: Tensor) -> None:
+    """Every function takes threads, groups, images, height, width, channels, window, then its tensors."""
     images, channels, height, width = maps.shape
     window = 2 if pool else 1
     numbers = (torch.get_num_threads(), groups, images // groups, height, width, channels, window)
-    kernel(*map(ctypes.c_long, numbers), *map(address, tensors))
+    call("normalise", function, *numbers, *tensors)
 
 
 def _made_of(maps: Tensor, pool: bool) -> tuple[Tensor, Tensor]:
@@ -128,8 +123,7 @@ def _made_of(maps: Tensor, pool: bool) -> tuple[Tensor, Tensor]:
     images, channels, height, width = maps.shape
     window = 2 if pool else 1
     shape = (images, channels, height // window, width // window)
-    out = torch.empty(shape, memory_format=torch.channels_last)
-    return out, torch.empty_like(out, dtype=torch.uint8)
+    return empty_maps(*shape), empty_maps(*shape, dtype=torch.uint8)
 
 
 def _scratch(maps: Tensor, groups: int, sums: int) -> Tensor:
@@ -137,7 +131,7 @@ def _scratch(maps: Tensor, groups: int, sums: int) -> Tensor:
     and for what is made of them for each group.
     """
     doubles = len(maps) + 1 + (len(maps) + groups) / 2
-    return torch.empty(int(doubles * sums * maps.shape[1]), dtype=torch.float64)
+    return empty(int(doubles * sums * maps.shape[1]), dtype=torch.float64)
 
 
 class _BatchNormRelu(torch.autograd.Function):
@@ -149,10 +143,10 @@ class _BatchNormRelu(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         groups = len(scale)
         out, code = _made_of(maps, pool)
-        mean, variance, spread = torch.empty(3, *scale.shape).unbind()
+        mean, variance, spread = empty(3, *scale.shape).unbind()
         scratch = _scratch(maps, groups, 2)
         made = (out, code, mean, variance, spread)
-        _call(_kernels().forward, maps, groups, pool, maps, scale, shift, *made, scratch)
+        _call("forward", maps, groups, pool, maps, scale, shift, *made, scratch)
         context.save_for_backward(maps, scale, mean, spread, code)
         context.pool = pool
         context.mark_non_differentiable(mean, variance)
@@ -185,7 +179,7 @@ class _BatchNormReluBackward(torch.autograd.Function):
         d_maps, d_scale, d_shift = (torch.empty_like(part) for part in (maps, scale, scale))
         given = (gradient, maps, scale, mean, spread, code)
         scratch = _scratch(maps, groups, 2)
-        _call(_kernels().backward, maps, groups, pool, *given, d_maps, d_scale, d_shift, scratch)
+        _call("backward", maps, groups, pool, *given, d_maps, d_scale, d_shift, scratch)
         context.save_for_backward(*given, d_scale, d_shift)
         context.pool = pool
         return d_maps, d_scale, d_shift
@@ -199,5 +193,5 @@ class _BatchNormReluBackward(torch.autograd.Function):
         made = tuple(torch.empty_like(part) for part in (gradient, maps, scale))
         given = (v, v_scale.contiguous(), v_shift.contiguous(), *context.saved_tensors)
         scratch = _scratch(maps, groups, 3)
-        _call(_kernels().backward_twice, maps, groups, context.pool, *given, *made, scratch)
+        _call("backward_twice", maps, groups, context.pool, *given, *made, scratch)
         return *made, None, None, None, None

@@ -15,11 +15,14 @@
 
    Work is cut into pieces of which each is computed in the same way by whatever thread. */
 
-#if !defined(__clang__)
+#if defined(__clang__)
+#pragma clang fp contract(fast)
+#else
 #pragma GCC optimize("fp-contract=fast")
 #endif
 
 #include <stddef.h>
+#include <stdint.h>
 #include <string.h>
 
 /* As many sums as the processor has registers for, less what is multiplied: ROWS times VECTORS of the maps,
@@ -35,7 +38,7 @@ enum { LANES = 4, VECTORS = 2, ROWS = 4, NARROW = 2, CHANNELS = 4 };
 enum {
     POINTS = 16,   /* of a transform, 4x4 */
     TOGETHER = 56, /* tiles whose transforms stay in the second-level cache; with some over, see `multiply` */
-    ROOM = TOGETHER + 7,
+    ROOM = TOGETHER + 7, /* as in winograd.py */
 };
 
 #define INLINE static inline __attribute__((always_inline))
@@ -43,24 +46,26 @@ enum {
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 typedef struct {
-    long images, height, width, from, to; /* channels */
+    int64_t images, height, width, from, to; /* channels */
 } shape;
 
 INLINE lanes load(const float *from) { return *(const lanes *)from; }
 INLINE void store(lanes values, float *to) { *(lanes *)to = values; }
 
-static long tiles_down(const shape *s) { return (s->height + 1) / 2; }
-static long tiles_across(const shape *s) { return (s->width + 1) / 2; }
-static long tiles(const shape *s) { return s->images * tiles_down(s) * tiles_across(s); }
+static int64_t tiles_down(const shape *s) { return (s->height + 1) / 2; }
+static int64_t tiles_across(const shape *s) { return (s->width + 1) / 2; }
+static int64_t tiles(const shape *s) { return s->images * tiles_down(s) * tiles_across(s); }
 
 /* Where the side x side values of a tile are that begin so many (0 or -1) before it; NULL outside the map. */
-static void find(const shape *s, const float *maps, long channels, long tile, int side, int before,
+static void find(const shape *s, const float *maps, int64_t channels, int64_t tile, int side, int before,
                  const float **at)
 {
-    const long of_image = tiles_down(s) * tiles_across(s), in_image = tile % of_image, image = tile / of_image;
-    const long top = in_image / tiles_across(s) * 2 - before, left = in_image % tiles_across(s) * 2 - before;
+    const int64_t of_image = tiles_down(s) * tiles_across(s), in_image = tile % of_image,
+                  image = tile / of_image;
+    const int64_t top = in_image / tiles_across(s) * 2 - before,
+                  left = in_image % tiles_across(s) * 2 - before;
     for (int i = 0; i < side * side; i++) {
-        const long y = top + i / side, x = left + i % side;
+        const int64_t y = top + i / side, x = left + i % side;
         const int inside = y >= 0 && y < s->height && x >= 0 && x < s->width;
         at[i] = inside ? maps + ((image * s->height + y) * s->width + x) * channels : NULL;
     }
@@ -68,11 +73,11 @@ static void find(const shape *s, const float *maps, long channels, long tile, in
 
 /* --- Transforms: of one tile, for all channels. A point's matrix begins every `apart` floats. ------ */
 
-INLINE lanes load_inside(const float *at, long c) { return at ? load(at + c) : (lanes){0}; }
+INLINE lanes load_inside(const float *at, int64_t c) { return at ? load(at + c) : (lanes){0}; }
 
-static void transform_window(const float *const *at, long channels, float *to, long apart)
+static void transform_window(const float *const *at, int64_t channels, float *to, int64_t apart)
 {
-    for (long c = 0; c < channels; c += LANES) {
+    for (int64_t c = 0; c < channels; c += LANES) {
         lanes rows[4][4];
 #pragma GCC unroll 4
         for (int j = 0; j < 4; j++) {
@@ -91,9 +96,9 @@ static void transform_window(const float *const *at, long channels, float *to, l
     }
 }
 
-static void transform_back(const float *from, long apart, long channels, float *const *at)
+static void transform_back(const float *from, int64_t apart, int64_t channels, float *const *at)
 {
-    for (long c = 0; c < channels; c += LANES) {
+    for (int64_t c = 0; c < channels; c += LANES) {
         lanes rows[2][4];
 #pragma GCC unroll 4
         for (int j = 0; j < 4; j++) {
@@ -112,9 +117,9 @@ static void transform_back(const float *from, long apart, long channels, float *
     }
 }
 
-static void transform_gradient(const float *const *at, long channels, float *to, long apart)
+static void transform_gradient(const float *const *at, int64_t channels, float *to, int64_t apart)
 {
-    for (long c = 0; c < channels; c += LANES) {
+    for (int64_t c = 0; c < channels; c += LANES) {
         lanes rows[4][2];
 #pragma GCC unroll 2
         for (int j = 0; j < 2; j++) {
@@ -133,9 +138,9 @@ static void transform_gradient(const float *const *at, long channels, float *to,
 }
 
 /* weights: [3][3][size]; to: [4][4][size]. */
-static void transform_weights(const float *weights, long size, float *to)
+static void transform_weights(const float *weights, int64_t size, float *to)
 {
-    for (long i = 0; i < size; i++) {
+    for (int64_t i = 0; i < size; i++) {
         float rows[4][3];
         for (int j = 0; j < 3; j++) {
             const float a = weights[j * size + i], b = weights[(3 + j) * size + i];
@@ -153,9 +158,9 @@ static void transform_weights(const float *weights, long size, float *to)
 }
 
 /* points: [4][4][size]; weights: [3][3][size]. */
-static void transform_weights_back(const float *points, long size, float *weights)
+static void transform_weights_back(const float *points, int64_t size, float *weights)
 {
-    for (long i = 0; i < size; i++) {
+    for (int64_t i = 0; i < size; i++) {
         float rows[3][4];
         for (int j = 0; j < 4; j++) {
             const float a = points[j * size + i], b = points[(4 + j) * size + i];
@@ -173,14 +178,14 @@ static void transform_weights_back(const float *points, long size, float *weight
 
 /* --- Products --------------------------------------------------------------------------------------------- */
 
-INLINE void multiply_tile(const int vectors, const float *left, const float *right, long from, long to,
+INLINE void multiply_tile(const int vectors, const float *left, const float *right, int64_t from, int64_t to,
                           float *out)
 {
     lanes sums[ROWS][VECTORS];
     for (int row = 0; row < ROWS; row++)
         for (int v = 0; v < vectors; v++)
             sums[row][v] = (lanes){0};
-    for (long channel = 0; channel < from; channel++, right += to) {
+    for (int64_t channel = 0; channel < from; channel++, right += to) {
         lanes weights[VECTORS];
 #pragma GCC unroll 8
         for (int v = 0; v < vectors; v++)
@@ -198,25 +203,26 @@ INLINE void multiply_tile(const int vectors, const float *left, const float *rig
 
 /* out [rows][to] = left [rows][from] right [from][to]; up to ROWS - 1 rows more are computed, of whatever is
    there, which nobody reads. */
-static void multiply(const float *left, const float *right, long rows, long from, long to, float *out)
+static void multiply(const float *left, const float *right, int64_t rows, int64_t from, int64_t to,
+                     float *out)
 {
-    long done = 0;
+    int64_t done = 0;
     for (; done + VECTORS * LANES <= to; done += VECTORS * LANES)
-        for (long row = 0; row < rows; row += ROWS)
+        for (int64_t row = 0; row < rows; row += ROWS)
             multiply_tile(VECTORS, left + row * from, right + done, from, to, out + row * to + done);
     for (; done < to; done += LANES)
-        for (long row = 0; row < rows; row += ROWS)
+        for (int64_t row = 0; row < rows; row += ROWS)
             multiply_tile(1, left + row * from, right + done, from, to, out + row * to + done);
 }
 
-INLINE void add_tile(const int vectors, const float *left, const float *right, long rows, long from, long to,
-                     float *out)
+INLINE void add_tile(const int vectors, const float *left, const float *right, int64_t rows, int64_t from,
+                     int64_t to, float *out)
 {
     lanes sums[CHANNELS][NARROW];
     for (int channel = 0; channel < CHANNELS; channel++)
         for (int v = 0; v < vectors; v++)
             sums[channel][v] = load(out + channel * to + v * LANES);
-    for (long row = 0; row < rows; row++, left += from, right += to) {
+    for (int64_t row = 0; row < rows; row++, left += from, right += to) {
         lanes values[NARROW];
 #pragma GCC unroll 8
         for (int v = 0; v < vectors; v++)
@@ -233,10 +239,11 @@ INLINE void add_tile(const int vectors, const float *left, const float *right, l
 }
 
 /* out [from][to] += the transpose of left [rows][from], times right [rows][to]. */
-static void add_product(const float *left, const float *right, long rows, long from, long to, float *out)
+static void add_product(const float *left, const float *right, int64_t rows, int64_t from, int64_t to,
+                        float *out)
 {
-    for (long channel = 0; channel < from; channel += CHANNELS) {
-        long done = 0;
+    for (int64_t channel = 0; channel < from; channel += CHANNELS) {
+        int64_t done = 0;
         for (; done + NARROW * LANES <= to; done += NARROW * LANES)
             add_tile(NARROW, left + channel, right + done, rows, from, to, out + channel * to + done);
         for (; done < to; done += LANES)
@@ -248,51 +255,53 @@ static void add_product(const float *left, const float *right, long rows, long f
 
 /* out = the convolution of maps by weights: [3][3][from][to].
    points: [16][from][to]; room: [threads][16][ROOM][from + to]. */
-void convolve(long threads, long images, long height, long width, long from, long to, const float *maps,
-              const float *weights, float *out, float *points, float *room)
+int convolve(int64_t threads, int64_t images, int64_t height, int64_t width, int64_t from, int64_t to,
+             const float *maps, const float *weights, float *out, float *points, float *room)
 {
     const shape s = {images, height, width, from, to};
-    const long blocks = (tiles(&s) + TOGETHER - 1) / TOGETHER;
+    const int64_t blocks = (tiles(&s) + TOGETHER - 1) / TOGETHER;
     transform_weights(weights, from * to, points);
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (long thread = 0; thread < threads; thread++) {
+    for (int64_t thread = 0; thread < threads; thread++) {
         float *left = room + thread * POINTS * ROOM * (from + to), *product = left + POINTS * ROOM * from;
-        for (long block = thread * blocks / threads; block < (thread + 1) * blocks / threads; block++) {
-            const long first = block * TOGETHER, rest = tiles(&s) - first;
-            const long count = rest < TOGETHER ? rest : TOGETHER;
+        for (int64_t block = thread * blocks / threads; block < (thread + 1) * blocks / threads; block++) {
+            const int64_t first = block * TOGETHER, rest = tiles(&s) - first;
+            const int64_t count = rest < TOGETHER ? rest : TOGETHER;
             const float *at[16];
-            for (long tile = 0; tile < count; tile++) {
+            for (int64_t tile = 0; tile < count; tile++) {
                 find(&s, maps, from, first + tile, 4, 1, at);
                 transform_window(at, from, left + tile * from, ROOM * from);
             }
             for (int point = 0; point < POINTS; point++)
                 multiply(left + point * ROOM * from, points + point * from * to, count, from, to,
                          product + point * ROOM * to);
-            for (long tile = 0; tile < count; tile++) {
+            for (int64_t tile = 0; tile < count; tile++) {
                 find(&s, out, to, first + tile, 2, 0, at);
                 transform_back(product + tile * to, ROOM * to, to, (float *const *)at);
             }
         }
     }
+    return 0;
 }
 
 /* weights [3][3][from][to] = the gradient by them, given the output's. The tiles are cut into `parts`, each
    summed apart. sums: [parts][16][from][to]; room: [parts][16][ROOM][from + to]. */
-void weights_gradient(long threads, long images, long height, long width, long from, long to, long parts,
-                      const float *maps, const float *gradient, float *weights, float *sums, float *room)
+int weights_gradient(int64_t threads, int64_t images, int64_t height, int64_t width, int64_t from, int64_t to,
+                     int64_t parts, const float *maps, const float *gradient, float *weights, float *sums,
+                     float *room)
 {
     const shape s = {images, height, width, from, to};
-    const long blocks = (tiles(&s) + TOGETHER - 1) / TOGETHER, size = from * to;
+    const int64_t blocks = (tiles(&s) + TOGETHER - 1) / TOGETHER, size = from * to;
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (long part = 0; part < parts; part++) {
+    for (int64_t part = 0; part < parts; part++) {
         float *left = room + part * POINTS * ROOM * (from + to), *right = left + POINTS * ROOM * from;
         float *sum = sums + part * POINTS * size;
         memset(sum, 0, sizeof(float) * (size_t)(POINTS * size));
-        for (long block = part * blocks / parts; block < (part + 1) * blocks / parts; block++) {
-            const long first = block * TOGETHER, rest = tiles(&s) - first;
-            const long count = rest < TOGETHER ? rest : TOGETHER;
+        for (int64_t block = part * blocks / parts; block < (part + 1) * blocks / parts; block++) {
+            const int64_t first = block * TOGETHER, rest = tiles(&s) - first;
+            const int64_t count = rest < TOGETHER ? rest : TOGETHER;
             const float *at[16];
-            for (long tile = 0; tile < count; tile++) {
+            for (int64_t tile = 0; tile < count; tile++) {
                 find(&s, maps, from, first + tile, 4, 1, at);
                 transform_window(at, from, left + tile * from, ROOM * from);
                 find(&s, gradient, to, first + tile, 2, 0, at);
@@ -303,11 +312,9 @@ void weights_gradient(long threads, long images, long height, long width, long f
                             sum + point * size);
         }
     }
-    for (long part = 1; part < parts; part++)
-        for (long i = 0; i < POINTS * size; i++)
+    for (int64_t part = 1; part < parts; part++)
+        for (int64_t i = 0; i < POINTS * size; i++)
             sums[i] += sums[part * POINTS * size + i];
     transform_weights_back(sums, size, weights);
+    return 0;
 }
-
-/* Tiles for which `room` above has place. */
-long room_for_tiles(void) { return ROOM; }

@@ -8,19 +8,20 @@ the same holds for both gradients (`winograd.c`). Sums are float32 as torch's ar
 `conv2d` as ever.
 """
 
-import ctypes
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fewshot.kernels.native import address, library
+from fewshot.kernels.native import call, empty, empty_maps, library
 
 LANES = 16
 """Channels come in vectors of so many."""
 FEWEST_CHANNELS = 32
 SMALLEST_SIDE = 4
 """Below these the transforms cost what the products save."""
+ROOM = 63
+"""Tiles that a piece of the work has room for, as in winograd.c."""
 PARTS = 8
 """The weights' gradient is summed in so many parts, whatever the number of threads: a fixed order."""
 
@@ -33,6 +34,7 @@ def fits(maps: Tensor, weights: Tensor) -> bool:
     return (
         all(part.dtype == torch.float32 and part.device.type == "cpu" for part in (maps, weights))
         and all(size >= FEWEST_CHANNELS and size % LANES == 0 for size in weights.shape[:2])
+        and maps.shape[1] == weights.shape[1]
         and maps.numel() > 0
         and min(maps.shape[2:]) >= SMALLEST_SIDE
         and library("winograd") is not None
@@ -70,13 +72,11 @@ def _run(maps: Tensor, weights: Tensor) -> Tensor:
     maps, weights = maps.contiguous(memory_format=torch.channels_last), weights.contiguous()
     images, inside, height, width = maps.shape
     outside = weights.shape[-1]
-    kernels, threads = library("winograd"), torch.get_num_threads()
-    assert kernels is not None, "what fits has a kernel"
-    out = torch.empty((images, outside, height, width), memory_format=torch.channels_last)
-    points = torch.empty(16, inside, outside)
-    room = _room(kernels, threads, inside + outside)
+    threads = torch.get_num_threads()
+    out, points = empty_maps(images, outside, height, width), empty(16, inside, outside)
+    room = _room(threads, inside + outside)
     numbers = (threads, images, height, width, inside, outside)
-    kernels.convolve(*map(ctypes.c_long, numbers), *map(address, (maps, weights, out, points, room)))
+    call("winograd", "convolve", *numbers, maps, weights, out, points, room)
     return out
 
 
@@ -84,18 +84,13 @@ def _weights_gradient(maps: Tensor, gradient: Tensor) -> Tensor:
     maps, gradient = (part.contiguous(memory_format=torch.channels_last) for part in (maps, gradient))
     images, inside, height, width = maps.shape
     outside = gradient.shape[1]
-    kernels = library("winograd")
-    assert kernels is not None, "what fits has a kernel"
-    weights = torch.empty(3, 3, inside, outside)
-    sums = torch.empty(PARTS, 16, inside, outside)
-    room = _room(kernels, PARTS, inside + outside)
+    weights, sums = empty(3, 3, inside, outside), empty(PARTS, 16, inside, outside)
+    room = _room(PARTS, inside + outside)
     numbers = (torch.get_num_threads(), images, height, width, inside, outside, PARTS)
-    kernels.weights_gradient(
-        *map(ctypes.c_long, numbers), *map(address, (maps, gradient, weights, sums, room))
-    )
+    call("winograd", "weights_gradient", *numbers, maps, gradient, weights, sums, room)
     return weights.permute(3, 2, 0, 1)
 
 
-def _room(kernels: ctypes.CDLL, pieces: int, channels: int) -> Tensor:
+def _room(pieces: int, channels: int) -> Tensor:
     """For the transforms of a few tiles in each piece of the work."""
-    return torch.empty(pieces * 16 * int(kernels.room_for_tiles()) * channels)
+    return empty(pieces, 16, ROOM, channels)

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from fewshot.kernels.convolve import convolve
+from fewshot.errors import LearnerError
+from fewshot.kernels.convolve import convolve, fits
 from fewshot.kernels.native import library, plain_torch
 
 SHAPES = st.tuples(*(st.integers(1, most) for most in (3, 5, 9, 9)))
@@ -75,6 +76,15 @@ def test_gradients_are_those_of_numerical_differences(stride: int, shared: bool)
     given = (maps.double().requires_grad_(), kernels.double().detach().requires_grad_())
     assert gradcheck(lambda *parts: convolve(*parts, stride), given)
     assert gradgradcheck(lambda *parts: convolve(*parts, stride), given)
+
+
+@pytest.mark.parametrize(("images", "channels"), [(3, 16), (4, 32)])
+def test_images_that_do_not_match_the_kernels_are_refused(images: int, channels: int) -> None:
+    with pytest.raises(
+        LearnerError, match=f"2 kernels for 16 channels cannot share {images} images of {channels}"
+    ):
+        convolve(torch.zeros(images, channels, 4, 4), torch.zeros(2, 3, 3, 16, 16))
+    assert not fits(torch.zeros(4, 32, 4, 4), torch.zeros(16, 16, 3, 3))
 
 
 def test_the_number_of_threads_changes_nothing() -> None:

@@ -179,6 +179,12 @@ def test_what_does_not_fit_is_left_to_torch(maps: Tensor) -> None:
     assert not fits(maps, pool=True)
 
 
+def test_numbers_that_do_not_match_the_maps_are_left_to_torch() -> None:
+    assert fits(MAPS, torch.ones(32), pool=True, groups=2)
+    assert not fits(MAPS, torch.ones(16), pool=True)
+    assert not fits(MAPS, pool=True, groups=4)
+
+
 def test_maps_too_small_to_pool_are_left_to_torch() -> None:
     assert fits(MAPS[..., :1].contiguous(memory_format=torch.channels_last), pool=False)
     assert not fits(MAPS[..., :1].contiguous(memory_format=torch.channels_last), pool=True)

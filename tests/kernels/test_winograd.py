@@ -87,5 +87,6 @@ def test_what_does_not_fit_is_left_to_torch() -> None:
     assert not fits(maps.double(), weights.double())
     assert not fits(maps[:, :16], weights[:, :16])
     assert not fits(maps[..., :3], weights)
+    assert not fits(maps.repeat(1, 2, 1, 1), weights)  # made for other maps: torch refuses them
     with plain_torch():
         assert not fits(maps, weights)
