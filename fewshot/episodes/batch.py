@@ -54,3 +54,14 @@ class StreamBatch(NamedTuple):
 
 
 EpisodeBatch = KShotBatch | StreamBatch
+
+
+def some_episodes(batch: EpisodeBatch, which: slice) -> EpisodeBatch:
+    """Those episodes of a batch, as a batch."""
+    if isinstance(batch, KShotBatch):
+        support = Support(batch.support.images[which], batch.support.labels[which], batch.way)
+        return KShotBatch(
+            support, batch.query_images[which], batch.query_labels[which], batch.class_ids[which]
+        )
+    images, labels, presentations, class_ids, way = batch
+    return StreamBatch(images[which], labels[which], presentations[which], class_ids[which], way)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewshot.episodes.batch import EpisodeBatch, KShotBatch, StreamBatch, Support
+from fewshot.episodes.batch import EpisodeBatch, KShotBatch, StreamBatch, Support, some_episodes
 from fewshot.episodes.source import presentation
 from fewshot.errors import LearnerError
 from fewshot.learners.base import Learner
@@ -167,8 +167,8 @@ def _evaluation_changes_nothing(learner: Learner, probe: _Probe) -> None:
 def _batch_is_episodes(learner: Learner, probe: _Probe) -> None:
     kshot, stream = probe.kshot(), probe.stream()
     for name, batch, parts in (
-        ("K-shot", kshot, [_episodes(kshot, slice(i, i + 1)) for i in range(BATCH)]),
-        ("stream", stream, [_episodes(stream, slice(i, i + 1)) for i in range(BATCH)]),
+        ("K-shot", kshot, [some_episodes(kshot, slice(i, i + 1)) for i in range(BATCH)]),
+        ("stream", stream, [some_episodes(stream, slice(i, i + 1)) for i in range(BATCH)]),
     ):
         alone = torch.cat([_answer(learner, part) for part in parts])
         probe.same(_answer(learner, batch), alone, f"{name} episodes side by side and alone")
@@ -340,17 +340,6 @@ def _accuracy(learner: Learner, batch: KShotBatch) -> Tensor:
     """(batch,)."""
     right = _answer(learner, batch).argmax(-1) == batch.query_labels
     return right.double().mean(1)
-
-
-def _episodes(batch: EpisodeBatch, which: slice) -> EpisodeBatch:
-    if isinstance(batch, KShotBatch):
-        images, labels, way = batch.support
-        support = Support(images[which], labels[which], way)
-        return KShotBatch(
-            support, batch.query_images[which], batch.query_labels[which], batch.class_ids[which]
-        )
-    images, labels, presentations, class_ids, way = batch
-    return StreamBatch(images[which], labels[which], presentations[which], class_ids[which], way)
 
 
 def _relabelled(batch: EpisodeBatch, permutation: Tensor) -> Any:

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from fewshot.episodes.batch import EpisodeBatch, KShotBatch, StreamBatch, Support
+from fewshot.episodes.batch import EpisodeBatch, KShotBatch, StreamBatch, Support, some_episodes
 from fewshot.errors import LearnerError
 from fewshot.learners.backbones import ConvBackbone, Downsample
 from fewshot.learners.base import Learner
@@ -201,7 +201,9 @@ class GradientLearner(Learner):
                 needed *= length
         episodes = len(batch.class_ids)
         together = max(1, min(_free_bytes(self.head.bias.device) // needed, episodes))
-        return [_episodes(batch, slice(first, first + together)) for first in range(0, episodes, together)]
+        return [
+            some_episodes(batch, slice(first, first + together)) for first in range(0, episodes, together)
+        ]
 
     def _descend(self, images: Tensor, labels: Tensor) -> Weights:
         """The weights after the inner steps, one set per episode.
@@ -278,13 +280,3 @@ class _SumWithGradients(torch.autograd.Function):
     @once_differentiable
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         return None, None, *(gradient * found for found in context.gradients)
-
-
-def _episodes(batch: EpisodeBatch, some: slice) -> EpisodeBatch:
-    """Some episodes of a batch."""
-    if isinstance(batch, KShotBatch):
-        support = Support(batch.support.images[some], batch.support.labels[some], batch.way)
-        return KShotBatch(support, batch.query_images[some], batch.query_labels[some], batch.class_ids[some])
-    return StreamBatch(
-        batch.images[some], batch.labels[some], batch.presentation[some], batch.class_ids[some], batch.way
-    )
