@@ -77,7 +77,7 @@ class RecurrentLearner(EmbeddingLearner):
         return logits
 
     def _run(self, state: RecurrentState, features: Tensor, labels: Tensor) -> tuple[Tensor, RecurrentState]:
-        """Go through features (batch, step, feature) and labels (batch, step): outputs, and the state then."""
+        """Go through features (batch, step, feature), labels (batch, step): outputs, and the state then."""
         shown = F.one_hot(labels, self.way).to(state.pending.dtype)
         previous = torch.cat([state.pending.unsqueeze(1), shown[:, :-1]], dim=1)
         outputs, cell = self.cell(state.cell, features, previous)
