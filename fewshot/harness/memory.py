@@ -7,6 +7,7 @@ live on (`OVERHEAD_KEPT`).
 """
 
 import copy
+import math
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -44,7 +45,8 @@ def predict_training_memory(
     """Bytes at the peak of a training run: resident in this process, or on a GPU allocated there.
 
     training, validation: where the run draws its episodes. Learner and random state stay as they are. It
-    takes about as long as a training step of two episodes. None for a learner that cannot be copied.
+    takes about as long as a training step of two episodes; where even those do not fit they are broken off,
+    and the answer is more than there is. None for a learner that cannot be copied.
     """
     device = training.device
     try:
@@ -70,8 +72,10 @@ def check_memory(
 ) -> None:
     """Raise LearnerError where a training run would not fit, as far as the system tells what there is."""
     device = training.device
-    free = available_memory(device)
-    predicted = predict_training_memory(learner, settings, training, validation) if free is not None else None
+    if available_memory(device) is None:
+        return
+    predicted = predict_training_memory(learner, settings, training, validation)
+    free = available_memory(device)  # what is left now: the prediction may have taken some, which is resident
     if free is None or predicted is None:
         return
     on_gpu = device.type == "cuda"
@@ -92,12 +96,16 @@ def _overhead() -> float:
 
 
 class _LivingBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of tensors made on a device while it is on; peak: the most that lived together."""
+    """Counts the bytes of tensors made on a device while it is on; peak: the most that lived together.
 
-    def __init__(self, device: torch.device, before: Iterator[Tensor]) -> None:
+    Raises MemoryError at the first tensor by which they are more than `most`.
+    """
+
+    def __init__(self, device: torch.device, before: Iterator[Tensor], most: float) -> None:
         """before: tensors that are there already, and do not count."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
+        self.most = most
         self._device = device
         self._known: dict[int, Any] = {}
         for tensor in before:
@@ -112,6 +120,8 @@ class _LivingBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 storage = tensor.untyped_storage()
                 if id(storage) not in self._known:
                     self._watch(storage, storage.nbytes())
+        if self.now > self.most:
+            raise MemoryError
         return result
 
     def _watch(self, storage: torch.UntypedStorage, count: int) -> None:
@@ -128,9 +138,18 @@ class _LivingBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _peak_bytes(learner: Learner, device: torch.device, work: Callable[[], object]) -> int:
     """The greatest number of bytes of tensors that live together while the work is done."""
-    counter = _LivingBytes(device, iter((*learner.parameters(), *learner.buffers())))
-    with counter:
-        work()
+    free = available_memory(device)
+    most = math.inf if free is None else free + (free_in_heap() if device.type == "cpu" else 0)
+    counter = _LivingBytes(device, iter((*learner.parameters(), *learner.buffers())), most)
+    try:
+        with counter:
+            work()
+    except (MemoryError, RuntimeError) as error:
+        # On a CPU, torch has no class of its own for the allocation that failed.
+        refused = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
+        if free is None or not refused:
+            raise
+        return max(counter.peak, int(most) + 1)
     return counter.peak
 
 

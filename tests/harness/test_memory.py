@@ -126,6 +126,37 @@ def test_a_run_that_would_not_fit_is_refused_before_it_starts(
     assert learner.new_score == -learner.backbone.output_size, "nothing was trained or calibrated"
 
 
+def test_a_run_is_refused_where_not_even_two_episodes_fit(
+    split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    class Greedy(Prototypical):
+        def loss(self, batch: EpisodeBatch) -> Tensor:
+            held = []
+            for _ in range(100):
+                held.append(torch.zeros(MEGABYTE))
+                made.append(1)
+            return super().loss(batch)
+
+    free = 10 * MEGABYTE
+    monkeypatch.setattr(memory, "available_memory", lambda device: free)
+    monkeypatch.setattr(memory, "free_in_heap", lambda: 0)
+    chosen = settings(batch=1)
+    with pytest.raises(LearnerError, match=r"with 1 episodes per step needs about .* lower batch"):
+        check_memory(Greedy((1, 12, 12), 3, widths=(4,)), chosen, *sources(split, chosen))
+    assert len(made) == 2, "broken off at the third tensor of four megabytes, before all memory is gone"
+
+
+def test_what_goes_wrong_in_the_loss_is_raised_as_it_is(split: Split) -> None:
+    class Failing(Prototypical):
+        def loss(self, batch: EpisodeBatch) -> Tensor:
+            raise RuntimeError("the learner's own")
+
+    with pytest.raises(RuntimeError, match=r"^the learner's own$"):
+        predicted(Failing((1, 12, 12), 3, widths=(4,)), split)
+
+
 def test_nobody_is_refused_where_there_is_no_telling(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     class NotToBeCopied(Prototypical):
         def __deepcopy__(self, memo: dict[int, Any]) -> Any:
