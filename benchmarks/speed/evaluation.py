@@ -49,7 +49,7 @@ def measure(setting: Setting) -> list[Row]:
     with torch.no_grad():
         one_image = torch.zeros(1, *learner.image_shape)
         flops = len(pool_rows(setting.test)) * operations(lambda: learner.backbone(one_image))
-    rounds = Rounds(1 if setting.quick else 3, asked * 0.07)
+    rounds = Rounds(1 if setting.quick else 3, setting.rounds.seconds)
     try:
         weights = setting.folder / "evaluate.pt"
         torch.save(block_weights(learner), weights)
@@ -68,10 +68,10 @@ def measure(setting: Setting) -> list[Row]:
             },
         ) as worker:
             accuracies = evaluate(learner, sampler, asked).accuracy, float(worker.facts["accuracy"])
-            seconds = interleave(sides | {"peer": worker}, rounds)
+            seconds = interleave(sides | {"peer": lambda count: worker(count * asked)}, rounds)
         note = (
-            f"{PEER}'s seconds are scaled from rounds of about {asked} episodes; accuracy on the same "
-            f"{asked}: ours {accuracies[0]:.2%}, {PEER} {accuracies[1]:.2%}"
+            f"{PEER}'s seconds are scaled from rounds of {asked} episodes; accuracy on the same {asked}: "
+            f"ours {accuracies[0]:.2%}, {PEER} {accuracies[1]:.2%}"
         )
     except PeerError as error:
         seconds, note = interleave(sides, rounds), f"{PEER}: {error}"
@@ -82,7 +82,7 @@ def measure(setting: Setting) -> list[Row]:
             "s",
             ours=seconds["ours"],
             peer=PEER,
-            peer_value=EPISODES * seconds["peer"] if "peer" in seconds else None,
+            peer_value=EPISODES / asked * seconds["peer"] if "peer" in seconds else None,
             limit=flops * seconds["limit"] / product_flops,
             note=note,
         )

@@ -13,7 +13,8 @@ COLUMNS = 100
 LEGEND = """\
 faster: how many times as fast as the peer. limit: for episodes, a bare index_select of float32 rows (ours
 reads uint8, a quarter of that); for steps and evaluation, their convolutions and matrix products at the rate
-of a large product of matrices; for help, an interpreter that starts and does nothing."""
+of a large product of matrices (as plain torch counts them: Winograd's convolutions take fewer); for help, an
+interpreter that starts and does nothing."""
 
 
 def to_text(rows: list[Row]) -> str:
