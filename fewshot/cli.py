@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from fewshot.episodes.source import EpisodeSource
     from fewshot.harness.config import Suite
 
+MOST_THREADS = 256
+"""Of many thousands OpenMP makes a crash without a word."""
+
 app = typer.Typer(
     name="fewshot",
     help="One-shot and few-shot learning benchmarks on audited episodes, every figure verifiable.",
@@ -88,7 +91,9 @@ def train(
     learning_rate: Annotated[float, typer.Option(help="Adam's, falling as a cosine.")] = 1e-3,
     option: LearnerOption = None,
     train_seed: Annotated[int, typer.Option(help="Seed of weights and training episodes.")] = 0,
-    threads: Annotated[int, typer.Option(min=1, help="Threads; figures repeat at the same number.")] = 1,
+    threads: Annotated[
+        int, typer.Option(min=1, max=MOST_THREADS, help="Threads; figures repeat at the same number.")
+    ] = 1,
     device: DeviceOption = None,
     data: DataOption = None,
 ) -> None:
@@ -208,7 +213,7 @@ def run(
     only: Annotated[list[str] | None, typer.Option(help="Only this learner; repeatable.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what is there and train again.")] = False,
     jobs: JobsOption = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of each process.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=MOST_THREADS, help="Threads of each process.")] = 1,
     device: DeviceOption = None,
     data: DataOption = None,
 ) -> None:

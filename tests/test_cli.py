@@ -272,7 +272,14 @@ def test_bench_is_refused_where_it_could_not_write(fewshot: Command, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "arguments", [["learn"], ["run"], ["run", "x.toml", "--job", "3"], ["verify", "x", "--jobs", "0"]]
+    "arguments",
+    [
+        ["learn"],
+        ["run"],
+        ["run", "x.toml", "--job", "3"],
+        ["verify", "x", "--jobs", "0"],
+        ["train", "lstm", "--threads", "100000"],
+    ],
 )
 def test_a_wrong_command_line_ends_with_2(fewshot: Command, arguments: list[str]) -> None:
     outcome = fewshot(*arguments)
