@@ -91,7 +91,7 @@ def patch_moments(padded: Tensor, stride: int) -> PatchMoments:
     high, wide = ((side - 3) // stride + 1 for side in (rows, columns))
     rows_together = max(1, PATCHES // wide)
     places = -(-rows_together * wide // LANES) * LANES
-    # Close enough to the mean that squares do not drown the variance. Of each image first, as torch's sum over
+    # Close enough to the mean that squares do not drown the variance. Of each image first, as torch's sum of
     # all of them depends on the number of threads.
     centre = padded.mean((2, 3)).mean(0)
     room = empty(count * (taps + 1) * places)
