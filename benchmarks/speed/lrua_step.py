@@ -1,7 +1,7 @@
 """`lrua_step`: a training step of the memory network as published, on raw 20x20 pixels.
 
 A memory of 128 words of 40, 4 heads, an LSTM of 200, 16 streams of 50 images. The peer is the network as one
-writes it from the paper: `plain_lrua.py`.
+writes it from the paper, `plain_lrua.py`; a second one is the same after a look at the profile.
 """
 
 import sys
@@ -22,11 +22,13 @@ from fewshot.learners.mann_paper import MannPaper
 from fewshot.memory.cell import MemoryCell
 
 WAY, LENGTH, BATCH, SIDE = 5, 50, 16, 20
+PEERS = {"eager step": "library", "eager step, tuned": "product"}
+"""And how each computes its cosines."""
 TOLERANCE = 1e-4
 
 
 def measure(setting: Setting) -> list[Row]:
-    return [_measure(setting, place) for place in setting.places]
+    return [_measure(setting, place, peer) for place in setting.places for peer in PEERS]
 
 
 def lrua_step(setting: Setting) -> Callable[[int, int], Callable[[], Tensor]]:
@@ -42,7 +44,7 @@ def lrua_step(setting: Setting) -> Callable[[int, int], Callable[[], Tensor]]:
     return step
 
 
-def _measure(setting: Setting, place: Place) -> Row:
+def _measure(setting: Setting, place: Place, peer: str) -> Row:
     place.prepare()
     torch.manual_seed(0)
     images = images_at_hand(SIDE)
@@ -59,11 +61,16 @@ def _measure(setting: Setting, place: Place) -> Row:
         place,
         training_step(learner, batch),
         operations(lambda: learner.loss(batch).backward()),  # type: ignore[no-untyped-call]
-        "eager step",
+        peer,
         lambda: Worker(
             Path(sys.executable),
             "plain_lrua",
-            {"step": str(path), "threads": place.threads, "device": place.device},
+            {
+                "step": str(path),
+                "threads": place.threads,
+                "device": place.device,
+                "cosine": PEERS[peer],
+            },
         ),
         TOLERANCE,
     )

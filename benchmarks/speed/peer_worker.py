@@ -16,7 +16,7 @@ import random
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -264,14 +264,15 @@ def learn2learn_maml(step: str, inner_learning_rate: float, threads: int, device
     return Peer(repeated(train), {"loss": train()})
 
 
-def plain_lrua(step: str, threads: int, device: str) -> Peer:
+def plain_lrua(step: str, threads: int, device: str, cosine: Literal["library", "product"]) -> Peer:
     """The memory network written step by step, as `plain_lrua.py` has it."""
     from benchmarks.speed.plain_lrua import PlainLrua, plain_lrua_step
 
     torch.set_num_threads(threads)
     given = torch.load(step, weights_only=True)
     images, labels = given["images"].to(device), given["labels"].to(device)
-    model = PlainLrua(images.shape[2], given["weights"]["output.bias"].shape[0])
+    classes = given["weights"]["output.bias"].shape[0]
+    model = PlainLrua(images.shape[2], classes, cosine=cosine)
     model.load_state_dict(given["weights"])
     model.to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)

@@ -53,12 +53,12 @@ GOALS = (
         split="santoro",
         image_size=20,
         presentation=2,
-        stop_at=0.955,
+        stop_at=0.95,
         train=TrainSettings.model_validate(
             {
                 "episodes": {"protocol": "stream", "way": WAY, "length": 50, "counts": "exact"},
                 "batch": 16,
-                "steps": 2500,
+                "steps": 1800,
                 "learning_rate": 2e-3,
                 "augment": {"angle_degrees": 11.25, "shift": 0.07},
                 "validate_every": 100,
