@@ -183,7 +183,9 @@ def test_a_peer_works_in_its_own_process_from_the_same_weights(setting: Setting)
         10,
         "eager step",
         lambda: Worker(
-            Path(sys.executable), "plain_lrua", {"step": str(path), "threads": 1, "device": "cpu"}
+            Path(sys.executable),
+            "plain_lrua",
+            {"step": str(path), "threads": 1, "device": "cpu", "cosine": "library"},
         ),
         1e-5,
     )
@@ -219,7 +221,7 @@ def test_what_a_peer_says_of_this_machine_is_printed_and_stands_in_no_note(
     setting: Setting, capfd: pytest.CaptureFixture[str]
 ) -> None:
     missing = setting.folder / "no such file"
-    asked = {"step": str(missing), "threads": 1, "device": "cpu"}
+    asked = {"step": str(missing), "threads": 1, "device": "cpu", "cosine": "library"}
     row = compare_step(
         setting,
         "lrua_step",

@@ -53,7 +53,7 @@ GOALS = (
         split="santoro",
         image_size=20,
         presentation=2,
-        stop_at=0.95,
+        stop_at=0.955,
         train=TrainSettings.model_validate(
             {
                 "episodes": {"protocol": "stream", "way": WAY, "length": 50, "counts": "exact"},
@@ -79,7 +79,7 @@ GOALS = (
             {
                 "episodes": {"protocol": "kshot", "way": 60, "shot": 1, "query": 2},
                 "batch": 1,
-                "steps": 2500,
+                "steps": 3500,
                 "learning_rate": 2e-3,
                 "validate_every": 100,
                 "validate_episodes": 400,

@@ -5,7 +5,8 @@ episode, or in one grouped convolution; either way small maps cost more to hand 
 torch's own backward of the backward takes gradients of kernels for kernels as large as the maps. Here the
 three operations (the convolution, its gradient by the maps, its gradient by the kernels) are all derivatives
 of one form that is linear in maps, kernels and output's gradient. So each is the derivative of the others,
-and three operations that are fast (`convolve.c`) are all that any order of gradient takes.
+and three operations that are fast are all that any order of gradient takes: those of `convolve.c` or, where
+fewer products gain, those of `winograd.c`, group by group.
 
 Where a kernel cannot be used (a GPU, another dtype, channels that do not fill vectors, no compiler) torch's
 grouped convolutions compute the same, to rounding.
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from fewshot.errors import LearnerError
+from fewshot.kernels import winograd
 from fewshot.kernels.native import call, empty, empty_maps, library
 
 SIDE = 3
@@ -102,8 +104,11 @@ class _KernelGradient(torch.autograd.Function):
         context.stride = stride
         if not _suits(gradient.shape[1], maps, gradient):
             return _plain_kernel_gradient(maps, gradient, groups, stride)
-        kernels = empty(groups, SIDE, SIDE, maps.shape[1], gradient.shape[1])
         maps, gradient = _channels_last(maps), _channels_last(gradient)
+        if stride == 1 and winograd.gains(maps, gradient.shape[1]):
+            pairs = zip(_grouped(maps, groups), _grouped(gradient, groups), strict=True)
+            return torch.stack([winograd.weights_gradient(*pair) for pair in pairs])
+        kernels = empty(groups, SIDE, SIDE, maps.shape[1], gradient.shape[1])
         images, (channels, *size) = len(maps) // groups, maps.shape[1:]
         out_channels, *out_size = gradient.shape[1:]
         numbers = (groups, images, *size, channels, *out_size, out_channels, stride)
@@ -134,13 +139,23 @@ def _run(maps: Tensor, kernels: Tensor, size: Sequence[int], stride: int, *, bac
     """kernels: (groups, 3, 3, from, to); size: rows and columns of the result."""
     groups, width = len(kernels), kernels.shape[-1]
     maps = _channels_last(maps)
+    told_apart = kernels[:1] if _shared(kernels) else kernels
+    if stride == 1 and winograd.gains(maps, width):
+        turned = told_apart.flip(1, 2) if backward else told_apart
+        pairs = zip(_grouped(maps, len(turned)), turned, strict=True)
+        parts = [winograd.apply(*pair) for pair in pairs]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
     out = empty_maps(len(maps), width, *size)
-    packed = (kernels[:1] if _shared(kernels) else kernels).contiguous()
+    packed = told_apart.contiguous()
     kernel_stride = packed[0].numel() if len(packed) > 1 else 0
     channels, *from_size = maps.shape[1:]
     numbers = (groups, len(maps) // groups, *from_size, channels, *size, width, kernel_stride, stride)
     call("convolve", "convolve", maps, packed, out, *numbers, backward, torch.get_num_threads())
     return out
+
+
+def _grouped(maps: Tensor, groups: int) -> tuple[Tensor, ...]:
+    return maps.reshape(groups, -1, *maps.shape[1:]).unbind()
 
 
 def _channels_last(maps: Tensor) -> Tensor:

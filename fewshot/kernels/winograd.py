@@ -31,10 +31,16 @@ def fits(maps: Tensor, weights: Tensor) -> bool:
 
     maps: (image, in, height, width); weights: (out, in, 3, 3), for maps padded by one.
     """
+    outside, inside = weights.shape[:2]
+    return weights.dtype == torch.float32 and maps.shape[1] == inside and gains(maps, outside)
+
+
+def gains(maps: Tensor, outside: int) -> bool:
+    """Whether these maps are convolved faster here, to so many channels at stride 1."""
     return (
-        all(part.dtype == torch.float32 and part.device.type == "cpu" for part in (maps, weights))
-        and all(size >= FEWEST_CHANNELS and size % LANES == 0 for size in weights.shape[:2])
-        and maps.shape[1] == weights.shape[1]
+        maps.dtype == torch.float32
+        and maps.device.type == "cpu"
+        and all(size >= FEWEST_CHANNELS and size % LANES == 0 for size in (maps.shape[1], outside))
         and maps.numel() > 0
         and min(maps.shape[2:]) >= SMALLEST_SIDE
         and library("winograd") is not None
@@ -51,7 +57,7 @@ class _Convolve(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, maps: Tensor, weights: Tensor) -> Tensor:
         context.save_for_backward(maps, weights)
-        return _run(maps, weights.permute(2, 3, 1, 0))
+        return apply(maps, weights.permute(2, 3, 1, 0))
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -62,13 +68,13 @@ class _Convolve(torch.autograd.Function):
             made = torch.ops.aten.convolution_backward(gradient, maps, weights, None, *options)
             return made[0], made[1]
         return (
-            _run(gradient, weights.flip(2, 3).permute(2, 3, 0, 1)) if by_maps else None,
-            _weights_gradient(maps, gradient) if by_weights else None,
+            apply(gradient, weights.flip(2, 3).permute(2, 3, 0, 1)) if by_maps else None,
+            weights_gradient(maps, gradient).permute(3, 2, 0, 1) if by_weights else None,
         )
 
 
-def _run(maps: Tensor, weights: Tensor) -> Tensor:
-    """weights: (3, 3, from, to)."""
+def apply(maps: Tensor, weights: Tensor) -> Tensor:
+    """The convolution without a graph; weights: (3, 3, in, out)."""
     maps, weights = maps.contiguous(memory_format=torch.channels_last), weights.contiguous()
     images, inside, height, width = maps.shape
     outside = weights.shape[-1]
@@ -80,7 +86,8 @@ def _run(maps: Tensor, weights: Tensor) -> Tensor:
     return out
 
 
-def _weights_gradient(maps: Tensor, gradient: Tensor) -> Tensor:
+def weights_gradient(maps: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient by the weights, (3, 3, in, out), without a graph."""
     maps, gradient = (part.contiguous(memory_format=torch.channels_last) for part in (maps, gradient))
     images, inside, height, width = maps.shape
     outside = gradient.shape[1]
@@ -88,7 +95,7 @@ def _weights_gradient(maps: Tensor, gradient: Tensor) -> Tensor:
     room = _room(PARTS, inside + outside)
     numbers = (torch.get_num_threads(), images, height, width, inside, outside, PARTS)
     call("winograd", "weights_gradient", *numbers, maps, gradient, weights, sums, room)
-    return weights.permute(3, 2, 0, 1)
+    return weights
 
 
 def _room(pieces: int, channels: int) -> Tensor:
