@@ -133,7 +133,8 @@ def train(
         print(
             f"kept the weights of step {log.best_step}: {100 * log.best_accuracy:.1f} % on validation classes"
         )
-    print(f"{path}\nmeasure it with: fewshot evaluate {path}")
+    stream = " --protocol stream" if protocol == "stream" else ""
+    print(f"{path}\nmeasure it with: fewshot evaluate {path}{stream}")
 
 
 @app.command()
@@ -307,7 +308,7 @@ def bench(
         bool, typer.Option("--quick", help="Two minutes, without the measures that train to an accuracy.")
     ] = False,
 ) -> None:
-    """Measure speed beside other packages and the machine's limits, in one run of at most 20 minutes."""
+    """Measure speed beside other packages and the machine's limits, in one run of ten minutes on two cores."""
     from fewshot.harness.bench import run_bench
 
     run_bench(out, quick)

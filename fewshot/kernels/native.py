@@ -112,8 +112,10 @@ def _load(name: str) -> ctypes.CDLL | None:
             _compile([*compiler.split(), *_FLAGS], source, built)
         return ctypes.CDLL(str(built))
     except (OSError, subprocess.SubprocessError) as error:
-        said = (isinstance(error, subprocess.CalledProcessError) and error.stderr) or str(error)
-        reason = next(iter(said.strip().splitlines()), type(error).__name__)
+        reason = str(error)
+        if isinstance(error, subprocess.CalledProcessError):  # the command would name folders, and no reason
+            lines = error.stderr.strip().splitlines()
+            reason = lines[0] if lines else f"{Path(error.cmd[0]).name} fails and does not say why"
         _say(f"fewshot: plain torch in place of kernels in C ({reason}): slower, same figures")
         return None
 
