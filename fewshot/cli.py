@@ -305,7 +305,7 @@ def bench(
         Path, typer.Option(help="Folder for speed.csv and the plots; the recorded one is results/speed.")
     ] = Path("results/mine/speed"),
     quick: Annotated[
-        bool, typer.Option("--quick", help="Three minutes, without the measures that train to an accuracy.")
+        bool, typer.Option("--quick", help="Shorter rounds, without the measures that train to an accuracy.")
     ] = False,
 ) -> None:
     """Measure speed beside other packages and the machine's limits: ten minutes on two cores."""

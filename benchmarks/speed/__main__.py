@@ -57,7 +57,7 @@ def main(given: Sequence[str] | None = None) -> None:
     """given: the arguments, those of the process by default."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the figures")
-    parser.add_argument("--quick", action="store_true", help="two minutes: shorter rounds, no long measures")
+    parser.add_argument("--quick", action="store_true", help="shorter rounds, no long measures")
     names = [stage.name for stage in (*STAGES, COST)]
     parser.add_argument("--only", action="append", choices=names, help="only this measure; repeatable")
     arguments = parser.parse_args(given)

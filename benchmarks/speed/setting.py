@@ -47,7 +47,7 @@ ONE_CORE = Place("cpu")
 
 @dataclass(frozen=True)
 class Setting:
-    """quick: two minutes in place of twenty. folder: for what the peers are given, gone at the end."""
+    """quick: shorter rounds, no long measures. folder: for what the peers are given, gone at the end."""
 
     quick: bool
     peers: PeerEnvironment

@@ -16,7 +16,7 @@ SCRIPTS = Path("benchmarks") / "speed"
 def run_bench(out: Path, quick: bool, checkout: Path = CHECKOUT) -> None:
     """Measure, print the table and write the figures to a folder; ends with SystemExit where a peer stops.
 
-    quick: two minutes in place of twenty, without what trains to an accuracy. Raises RecordError where this
+    quick: shorter rounds, without what trains to an accuracy. Raises RecordError where this
     package does not lie in a checkout, and where the folder cannot be written.
     """
     if not (checkout / SCRIPTS / "__main__.py").is_file():

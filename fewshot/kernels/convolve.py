@@ -139,7 +139,7 @@ def _run(maps: Tensor, kernels: Tensor, size: Sequence[int], stride: int, *, bac
     """kernels: (groups, 3, 3, from, to); size: rows and columns of the result."""
     groups, width = len(kernels), kernels.shape[-1]
     maps = _channels_last(maps)
-    told_apart = kernels[:1] if _shared(kernels) else kernels
+    told_apart = _told_apart(kernels)
     if stride == 1 and winograd.gains(maps, width):
         turned = told_apart.flip(1, 2) if backward else told_apart
         pairs = zip(_grouped(maps, len(turned)), turned, strict=True)
@@ -162,8 +162,9 @@ def _channels_last(maps: Tensor) -> Tensor:
     return maps.contiguous(memory_format=torch.channels_last)
 
 
-def _shared(kernels: Tensor) -> bool:
-    return kernels.stride(0) == 0 or len(kernels) == 1
+def _told_apart(kernels: Tensor) -> Tensor:
+    """The kernels that differ: one where all groups share it."""
+    return kernels[:1] if kernels.stride(0) == 0 else kernels
 
 
 def _plain_convolve(maps: Tensor, kernels: Tensor, stride: int) -> Tensor:
@@ -196,7 +197,7 @@ def _plain_kernel_gradient(maps: Tensor, gradient: Tensor, groups: int, stride: 
 
 def _as_torch(kernels: Tensor) -> tuple[int, Tensor]:
     """The number of groups that torch has to tell apart, and their kernels: (groups * out, in, 3, 3)."""
-    told_apart = kernels[:1] if _shared(kernels) else kernels
+    told_apart = _told_apart(kernels)
     return len(told_apart), told_apart.permute(0, 4, 3, 1, 2).flatten(0, 1)
 
 
