@@ -84,7 +84,7 @@ def plain_weights(learner: MannPaper) -> dict[str, Tensor]:
     hidden = recurrent.shape[0] // 4
     inputs = torch.cat([ours["cell.controller.input_gates.weight"], recurrent[:, hidden:]], dim=1)
     bias = ours["cell.controller.input_gates.bias"]
-    words = learner.cell.interface.out_features - learner.cell.read_heads
+    words = learner.cell.interface.out_features - learner.cell.memory.read_heads
 
     def reordered(gates: Tensor) -> Tensor:
         """Ours are forget, input, output, candidate; those of `LSTMCell` input, forget, candidate, output."""

@@ -6,7 +6,7 @@ setting can never be a setting that silently does nothing.
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -14,7 +14,9 @@ from pydantic import (
     Field,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     ValidationError,
+    model_serializer,
     model_validator,
 )
 
@@ -24,9 +26,21 @@ from fewshot.errors import FewshotError, RecordError, unknown
 
 
 class Settings(BaseModel):
-    """Frozen settings without room for an unknown key."""
+    """Frozen settings without room for an unknown key.
+
+    added: settings that came after figures were recorded, and whose defaults do what was done before; at its
+    default such a setting is not written out, so that the keys of older results stay what they are.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    added: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _without_added_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = write(self)
+        fields = type(self).model_fields
+        usual = {name for name in self.added if getattr(self, name) == fields[name].default}
+        return {name: value for name, value in written.items() if name not in usual}
 
     @model_validator(mode="before")
     @classmethod

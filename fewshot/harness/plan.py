@@ -24,7 +24,7 @@ from fewshot.harness.config import DataSettings, KShotSettings, LearnerSettings,
 from fewshot.harness.record import record_key
 from fewshot.harness.train import TRAINING_VERSION, training_pools, validation_protocol
 from fewshot.learners.base import Learner
-from fewshot.learners.registry import build_learner, learner_class, options_of
+from fewshot.learners.registry import build_learner, learner_class, telling_options
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def training_key(job: Job, split: Split) -> str:
             "data": split.digest,
             "learner": kind.__qualname__ if ours else f"{kind.__module__}:{kind.__qualname__}",
             "versions": {"learner": kind.version, "sampler": SAMPLER_VERSION, "training": TRAINING_VERSION},
-            "options": plain(options_of(kind, job.learner.options)),
+            "options": plain(telling_options(kind, job.learner.options)),
             "train": job.learner.train.model_dump(mode="json") if kind.trainable else None,
             "train_seed": job.train_seed if kind.trainable else None,
         }

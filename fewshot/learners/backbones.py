@@ -4,10 +4,10 @@ Conv4-64, the field's standard (Vinyals et al. 2016; Snell et al. 2017), is `wid
 pooling: 64 features of a 28x28 image, 1600 of an 84x84 one.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import pairwise
-from math import gcd
 from typing import Any, Literal
 
 import torch
@@ -99,7 +99,7 @@ def _convolve(images: Tensor, convolution: nn.Conv2d) -> Tensor:
     if convolution.stride == (1, 1) and winograd.fits(images, weights):
         return winograd.convolve(images, weights)
     if convolution.stride == (2, 2) and convolve.fits(images, weights):
-        shares = gcd(len(images), SHARES)
+        shares = math.gcd(len(images), SHARES)
         return convolve.convolve(images, weights.permute(2, 3, 1, 0).expand(shares, -1, -1, -1, -1), stride=2)
     maps: Tensor = convolution(images)
     return maps
@@ -193,3 +193,27 @@ class ConvEmbedding(nn.Module):
         """(..., channel, height, width) -> (..., embedding_size)."""
         code: Tensor = self.norm(self.linear(self.backbone(images)).reshape(-1, self.output_size))
         return code.reshape(*images.shape[:-3], self.output_size)
+
+
+def feature_size(image_shape: tuple[int, int, int], widths: tuple[int, ...], embedding_size: int) -> int:
+    """How many features `image_encoder` gives, known before it is built. LearnerError for a size below 1."""
+    check_at_least(1, embedding_size=embedding_size)
+    return embedding_size if widths else math.prod(image_shape)
+
+
+def image_encoder(
+    image_shape: tuple[int, int, int],
+    widths: tuple[int, ...],
+    embedding_size: int,
+    *,
+    downsample: Downsample,
+    batch_norm: BatchNormMode,
+) -> tuple[nn.Module, str | None]:
+    """What stands in front of a memory, (..., channel, height, width) -> (..., feature), and its name in tables.
+
+    A `ConvEmbedding`; or, where widths is empty, the pixels as they are: the other options then mean nothing.
+    """
+    if not widths:
+        return nn.Flatten(-3), None
+    encoder = ConvEmbedding(image_shape, widths, embedding_size, downsample=downsample, batch_norm=batch_norm)
+    return encoder, encoder.backbone.name

@@ -36,6 +36,8 @@ class Learner(nn.Module, ABC):
     backbone_name: what turns images into features, as tables name it; None for learners on pixels.
     presentations: the presentations that the learner answers in a stream, None for all; where answering is
         expensive, the record says which were asked.
+    added_options: options that came after figures were recorded, and whose defaults do what was done before:
+        at its default such an option is no part of a result's key, so that older results keep theirs.
     """
 
     version: ClassVar[int] = 1
@@ -46,6 +48,7 @@ class Learner(nn.Module, ABC):
     trainable: ClassVar[bool] = True
     backbone_name: str | None = None
     presentations: ClassVar[tuple[int, ...] | None] = None
+    added_options: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, image_shape: tuple[int, int, int], way: int) -> None:
         """image_shape: (channel, height, width); way: classes per episode, binding only where fixed_way."""

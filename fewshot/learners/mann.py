@@ -2,25 +2,31 @@
 
 Convolutions see the images; reading has a learned sharpness (as in the neural Turing machine, Graves et al.
 2014); every write head has a slot and an add vector of its own; and the tied content path of
-`fewshot.memory.cell` joins what an image is stored under to what it is looked up with. `MannPaper` is the
-network as published.
+`fewshot.memory.cell` joins what an image is stored under to what it is looked up with. Each is an option that
+can be taken away again: widths=() sees the pixels, strength_offset=None reads with a bare cosine. `MannPaper`
+is the network as published.
 """
 
 from typing import ClassVar, Literal
 
 from fewshot.errors import LearnerError
-from fewshot.learners.backbones import ConvEmbedding, Downsample
+from fewshot.learners.backbones import Downsample, feature_size, image_encoder
 from fewshot.learners.options import check_at_least, check_fraction
 from fewshot.learners.recurrent import RecurrentLearner
-from fewshot.memory.cell import MemoryCell
+from fewshot.memory.cell import Intervention, MemoryCell
 from fewshot.memory.controllers import ControllerKind
-from fewshot.memory.lrua import LeastUsed
+from fewshot.memory.lrua import LeastUsed, Lrua
 
 
 class Mann(RecurrentLearner):
-    """Memory-augmented network with a convolutional encoder."""
+    """Memory-augmented network with a convolutional encoder.
+
+    intervention: what is broken on purpose, see `fewshot.memory.cell`; for answering with weights that were
+        trained without it.
+    """
 
     batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
+    added_options: ClassVar[frozenset[str]] = frozenset({"intervention"})
 
     def __init__(
         self,
@@ -38,23 +44,21 @@ class Mann(RecurrentLearner):
         read_heads: int = 4,
         usage_decay: float = 0.99,
         least_used: LeastUsed = "per_head",
-        strength_offset: float = 5.0,
+        strength_offset: float | None = 5.0,
         gate_bias: float = 0.0,
         tie: bool = True,
+        intervention: Intervention = "none",
     ) -> None:
-        check_at_least(1, embedding_size=embedding_size, hidden_size=hidden_size)
-        check_at_least(1, word_size=word_size, read_heads=read_heads)
+        check_at_least(1, hidden_size=hidden_size, word_size=word_size, read_heads=read_heads)
         if num_slots < read_heads:
             raise LearnerError(
                 f"num_slots must be at least read_heads, as each head has a least used slot; got {num_slots} "
                 f"and {read_heads}"
             )
         check_fraction(usage_decay=usage_decay)
-        cell = MemoryCell(
-            embedding_size,
-            way,
-            controller=controller,
-            hidden_size=hidden_size,
+        if intervention == "shuffle_keys" and not tie:
+            raise LearnerError('intervention "shuffle_keys" shuffles the tied content: it needs tie = true')
+        memory = Lrua(
             num_slots=num_slots,
             word_size=word_size,
             read_heads=read_heads,
@@ -63,10 +67,18 @@ class Mann(RecurrentLearner):
             add_vector="apart",
             strength_offset=strength_offset,
             gate_bias=gate_bias,
-            tie=tie,
         )
-        encoder = ConvEmbedding(
+        cell = MemoryCell(
+            feature_size(image_shape, widths, embedding_size),
+            way,
+            controller=controller,
+            hidden_size=hidden_size,
+            memory=memory,
+            tie=tie,
+            intervention=intervention,
+        )
+        encoder, backbone_name = image_encoder(
             image_shape, widths, embedding_size, downsample=downsample, batch_norm=batch_norm
         )
         super().__init__(image_shape, way, encoder=encoder, cell=cell)
-        self.backbone_name = encoder.backbone.name
+        self.backbone_name = backbone_name

@@ -15,6 +15,7 @@ from fewshot.learners.options import check_at_least, check_fraction
 from fewshot.learners.recurrent import RecurrentLearner
 from fewshot.memory.cell import MemoryCell
 from fewshot.memory.controllers import ControllerKind
+from fewshot.memory.lrua import Lrua
 
 
 class MannPaper(RecurrentLearner):
@@ -37,14 +38,7 @@ class MannPaper(RecurrentLearner):
             way,
             controller=controller,
             hidden_size=hidden_size,
-            num_slots=128,
-            word_size=40,
-            read_heads=4,
-            usage_decay=usage_decay,
-            least_used="shared",
-            add_vector="key",
-            strength_offset=None,
-            gate_bias=0.0,
+            memory=Lrua(usage_decay=usage_decay),
             tie=False,
         )
         super().__init__(image_shape, way, encoder=nn.Flatten(-3), cell=cell)

@@ -93,6 +93,16 @@ def options_of(learner: type[Learner], options: Mapping[str, Any] | None = None)
     return {name: getattr(validated, name) for name in model.model_fields}
 
 
+def telling_options(learner: type[Learner], options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """`options_of` without the learner's `added_options` at their defaults: what a result's key is made of."""
+    defaults = options_of(learner) if learner.added_options else {}
+    return {
+        name: value
+        for name, value in options_of(learner, options).items()
+        if name not in learner.added_options or value != defaults[name]
+    }
+
+
 def build_learner(
     name: str,
     image_shape: tuple[int, int, int],

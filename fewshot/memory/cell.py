@@ -1,9 +1,9 @@
 """Cells: a controller, with or without an external memory, run over a sequence.
 
-A cell maps a state, inputs (batch, step, input) and previous labels (batch, step, way; one-hot, or zeros
+A cell maps a state, inputs (batch, step, input) and previous labels (batch, step, label; as units, or zeros
 where there is none) to outputs (batch, step, output_size) and the state after the last step. Whatever does
-not depend on the step before is computed for the whole sequence at once; the loop that remains is
-`fewshot.memory.scan`'s.
+not depend on the step before is computed for the whole sequence at once; the loop that remains is short, or
+a kernel's (`fewshot.memory.scan`).
 
 The tied content path (measured in this project; not in Santoro et al.): the key that an image reads with
 and the vector under which it is stored one step later, when its label is known, contain the same projection
@@ -11,28 +11,56 @@ of that image. The network then need not discover how to carry an image across a
 projections, which is what keeps the original at chance for tens of thousands of episodes.
 """
 
-from typing import Literal, NamedTuple
+from abc import ABC, abstractmethod
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewshot.kernels.lrua import ScanOptions, ScanState
-from fewshot.memory.controllers import CONTROLLERS, ControllerKind, ControllerState, LstmController
-from fewshot.memory.lrua import LeastUsed, LruaState, initial_state
+from fewshot.memory.controllers import (
+    CONTROLLERS,
+    Controller,
+    ControllerKind,
+    ControllerState,
+    LstmController,
+)
+from fewshot.memory.external import Access, ExternalMemory
+from fewshot.memory.lrua import LruaState
 from fewshot.memory.scan import best_scan
 
-AddVector = Literal["key", "apart"]
-"""What a head writes: its key (the paper) or a vector of its own (most public code)."""
+Intervention = Literal["none", "zero_reads", "wipe_memory", "zero_controller", "shuffle_keys"]
+"""What is broken on purpose at every step, to see what the answers owe to it: the words that the heads read
+are zeros; the memory is emptied before the step, so that nothing older can be found; the controller's state
+is zeros; what is written of an image goes to other places within the word, so that no key finds it."""
 
 
-class LstmCell(nn.Module):
-    """The LSTM controller alone, without a memory: the control experiment."""
+class Cell(nn.Module, ABC):
+    """What turns a sequence of inputs and previous labels into outputs; state in, state out."""
 
-    def __init__(self, input_size: int, way: int, *, hidden_size: int) -> None:
+    output_size: int
+
+    @abstractmethod
+    def start(self, batch: int) -> Any:
+        """The state before the first step: a (nested) named tuple of tensors with the batch first."""
+
+    @abstractmethod
+    def forward(self, state: Any, inputs: Tensor, previous_labels: Tensor) -> tuple[Tensor, Any]:
+        """Outputs (batch, step, output_size), and the state after the last step."""
+
+
+class LstmCell(Cell):
+    """The LSTM controller alone, without a memory: the control experiment.
+
+    skip: whether the output is [hidden ; input] in place of the hidden state alone.
+    """
+
+    def __init__(self, input_size: int, label_size: int, *, hidden_size: int, skip: bool = False) -> None:
         super().__init__()
-        self.controller = LstmController(input_size + way, 0, hidden_size)
-        self.output_size = hidden_size
+        self.controller = LstmController(input_size + label_size, 0, hidden_size)
+        self.skip = skip
+        self.output_size = hidden_size + input_size if skip else hidden_size
 
     def start(self, batch: int) -> ControllerState:
         return self.controller.start(batch)
@@ -51,95 +79,111 @@ class LstmCell(nn.Module):
             bidirectional=False,
             batch_first=True,
         )
+        if self.skip:
+            outputs = torch.cat([outputs, inputs], dim=-1)
         return outputs, ControllerState(hidden.squeeze(0), cell.squeeze(0))
 
 
 class MemoryState(NamedTuple):
     """What a `MemoryCell` knows after a step.
 
-    reads: (batch, read_head, word); content: (batch, read_head * word), the tied projection of the last
-    input, of width 0 where the path is not tied.
+    access: the memory's own state; reads: (batch, read_head, word); content: (batch, tied), the tied
+    projection of the last input, of width 0 where the path is not tied.
     """
 
     controller: ControllerState
-    access: LruaState
+    access: Any
     reads: Tensor
     content: Tensor
 
 
-class MemoryCell(nn.Module):
-    """A controller with a least recently used memory; the output is [hidden ; reads] (Santoro et al. 2016).
+class MemoryCell(Cell):
+    """A controller with an external memory; the output is [hidden ; reads] (Santoro et al. 2016).
 
-    strength_offset: None reads with a bare cosine, as the paper does; a number reads with the strength
-        offset + softplus(learned).
-    gate_bias: the write gate's logit at the start; below 0 prefers the least used slots to those just read.
-    tie: whether to add the tied content path (needs add_vector="apart").
+    tie: whether to add the tied content path (needs a memory that writes vectors apart from its keys).
+    intervention: what is broken on purpose, see `Intervention`.
     """
 
     def __init__(
         self,
         input_size: int,
-        way: int,
+        label_size: int,
         *,
         controller: ControllerKind,
         hidden_size: int,
-        num_slots: int,
-        word_size: int,
-        read_heads: int,
-        usage_decay: float,
-        least_used: LeastUsed,
-        add_vector: AddVector,
-        strength_offset: float | None,
-        gate_bias: float,
+        memory: ExternalMemory,
         tie: bool,
+        intervention: Intervention = "none",
     ) -> None:
         super().__init__()
-        self.num_slots, self.word_size, self.read_heads = num_slots, word_size, read_heads
-        self.options = ScanOptions(
-            lstm=controller == "lstm",
-            apart=add_vector == "apart",
-            shared=least_used == "shared",
-            usage_decay=usage_decay,
-            strength_offset=strength_offset,
-        )
-        words = read_heads * word_size
+        self.memory, self.intervention = memory, intervention
+        words = memory.read_heads * memory.word_size
         self.output_size = hidden_size + words
-        self.controller = CONTROLLERS[controller](input_size + way, words, hidden_size)
-        # All that the heads need comes from one linear map: keys, add vectors, write gates, strengths.
-        self.vector_size = words if add_vector == "key" else 2 * words
-        scalars = read_heads if strength_offset is None else 2 * read_heads
-        self.interface = nn.Linear(hidden_size, self.vector_size + scalars)
-        with torch.no_grad():
-            self.interface.bias[self.vector_size : self.vector_size + read_heads] = gate_bias
-        self.content = nn.Linear(input_size, words, bias=False) if tie else None
-        self.label_content = nn.Linear(way, words, bias=False) if tie else None
+        self.controller: Controller = CONTROLLERS[controller](input_size + label_size, words, hidden_size)
+        # All that the heads need comes from one linear map.
+        self.interface = nn.Linear(hidden_size, memory.interface_size)
+        first = memory.first_controls()
+        if first is not None:
+            with torch.no_grad():
+                bias = self.interface.bias[memory.vector_size :]
+                bias.copy_(torch.where(first.isnan(), bias, first))
+        # One projection for each write head; read heads beyond their number begin again at the first.
+        tied = memory.add_heads * memory.word_size
+        self.content = nn.Linear(input_size, tied, bias=False) if tie else None
+        self.label_content = nn.Linear(label_size, tied, bias=False) if tie else None
 
     def start(self, batch: int) -> MemoryState:
-        like = self.interface.bias
-        access = initial_state(
-            batch,
-            num_slots=self.num_slots,
-            word_size=self.word_size,
-            read_heads=self.read_heads,
-            like=like,
-        )
+        like, memory = self.interface.bias, self.memory
         return MemoryState(
             controller=self.controller.start(batch),
-            access=access,
-            reads=like.new_zeros(batch, self.read_heads, self.word_size),
-            content=like.new_zeros(batch, 0 if self.content is None else self.read_heads * self.word_size),
+            access=memory.start(batch, like),
+            reads=like.new_zeros(batch, memory.read_heads, memory.word_size),
+            content=like.new_zeros(batch, 0 if self.content is None else self.content.out_features),
         )
 
     def forward(
         self, state: MemoryState, inputs: Tensor, previous_labels: Tensor
     ) -> tuple[Tensor, MemoryState]:
+        options = self.memory.kernel_options(self.controller.kind)
+        if options is None or self.intervention != "none":
+            outputs, _, state = self.watch(state, inputs, previous_labels)
+            return outputs, state
+        return self._scan(options, state, inputs, previous_labels)
+
+    def watch(
+        self, state: MemoryState, inputs: Tensor, previous_labels: Tensor
+    ) -> tuple[Tensor, list[Access], MemoryState]:
+        """`forward` step by step, which also gives what the memory did at each step."""
+        projected = self.controller.project(torch.cat([inputs, previous_labels], dim=-1))
+        offsets, last_content = self._interface_offsets(state.content, inputs, previous_labels)
+        controller, memory, reads, _ = state
+        outputs, accesses = [], []
+        for gates, offset in zip(projected.unbind(1), offsets.unbind(1), strict=True):
+            if self.intervention == "zero_controller":
+                controller = self.controller.start(len(inputs))
+            if self.intervention == "wipe_memory":
+                memory = self.memory.start(len(inputs), self.interface.bias)
+            hidden, controller = self.controller.step(gates, controller, reads.flatten(1))
+            interface = torch.addmm(offset, hidden, self.interface.weight.t())
+            access = self.memory.step(memory, interface)
+            memory, reads = access.state, access.reads
+            if self.intervention == "zero_reads":
+                reads = torch.zeros_like(reads)
+            outputs.append(torch.cat([hidden, reads.flatten(1)], dim=-1))
+            accesses.append(access)
+        return torch.stack(outputs, dim=1), accesses, MemoryState(controller, memory, reads, last_content)
+
+    def _scan(
+        self, options: ScanOptions, state: MemoryState, inputs: Tensor, previous_labels: Tensor
+    ) -> tuple[Tensor, MemoryState]:
+        """`forward` of a least recently used memory: the whole sequence by the fastest path there is."""
         projected = self.controller.project(torch.cat([inputs, previous_labels], dim=-1))
         offsets, content = self._interface_offsets(state.content, inputs, previous_labels)
         recurrent = torch.cat([state.controller.hidden, state.reads.flatten(1)], dim=-1)
         start = ScanState(recurrent, state.controller.cell, *state.access)
         weights = self.controller.recurrent_weight, self.interface.weight
-        scan = best_scan(self.options, start, projected, offsets)
-        outputs, last = scan(projected, offsets, *weights, start, self.options)
+        scan = best_scan(options, start, projected, offsets)
+        outputs, last = scan(projected, offsets, *weights, start, options)
         hidden, reads = last.recurrent.tensor_split([state.controller.hidden.shape[1]], dim=1)
         return outputs, MemoryState(
             controller=ControllerState(hidden, last.cell),
@@ -157,5 +201,13 @@ class MemoryCell(nn.Module):
             return bias.expand(*inputs.shape[:2], -1), last_content
         content: Tensor = self.content(inputs)
         previous = torch.cat([last_content.unsqueeze(1), content[:, :-1]], dim=1)
-        tied = torch.cat([content, previous + self.label_content(previous_labels)], dim=-1)
-        return F.pad(tied, (0, len(bias) - self.vector_size)) + bias, content[:, -1]
+        if self.intervention == "shuffle_keys":
+            previous = previous.roll(1, dims=-1)
+        words = self.memory.read_heads * self.memory.word_size
+        looked_up = content[..., torch.arange(words) % content.shape[-1]] if self._heads_differ else content
+        tied = torch.cat([looked_up, previous + self.label_content(previous_labels)], dim=-1)
+        return F.pad(tied, (0, len(bias) - self.memory.vector_size)) + bias, content[:, -1]
+
+    @property
+    def _heads_differ(self) -> bool:
+        return self.memory.read_heads != self.memory.add_heads

@@ -1,31 +1,61 @@
 """Controllers: what decides, step by step, what the memory does.
 
 What depends on the input alone is a projection of its own, so that a whole sequence is projected at once,
-outside the loop over steps. In the loop (`fewshot.memory.scan`) the recurrent share is added, and a step is
-a function of the sum.
+outside the loop over steps. In the loop the recurrent share is added, and a step is a function of the two.
 """
 
-from typing import Literal, NamedTuple
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-ControllerKind = Literal["lstm", "feedforward"]
+ControllerKind = Literal["lstm", "gru", "feedforward"]
 
 
 class ControllerState(NamedTuple):
-    """What a controller keeps between steps, (batch, hidden) each; a feedforward one keeps width 0."""
+    """What a controller keeps between steps, (batch, hidden) each; width 0 for what a kind does not keep."""
 
     hidden: Tensor
     cell: Tensor
 
 
-class LstmController(nn.Module):
-    """The weights of an LSTM without peepholes (Gers et al. 2000), fed with the reads as well."""
+class Controller(nn.Module, ABC):
+    """What every controller is to the cell around it."""
 
-    def __init__(self, input_size: int, reads_size: int, hidden_size: int) -> None:
+    kind: ClassVar[ControllerKind]
+
+    def __init__(self, hidden_size: int) -> None:
         super().__init__()
         self.hidden_size = hidden_size
+
+    @property
+    @abstractmethod
+    def recurrent_weight(self) -> Tensor:
+        """The map of what is fed back to the gates: (gate, [hidden +] reads)."""
+
+    @abstractmethod
+    def start(self, batch: int) -> ControllerState:
+        """The state before the first step."""
+
+    @abstractmethod
+    def project(self, inputs: Tensor) -> Tensor:
+        """(..., input) -> (..., gate): the inputs' share of the gates, for any number of steps at once."""
+
+    @abstractmethod
+    def step(
+        self, projected: Tensor, state: ControllerState, reads: Tensor
+    ) -> tuple[Tensor, ControllerState]:
+        """projected: (batch, gate); reads: (batch, words), the last ones -> (batch, hidden), new state."""
+
+
+class LstmController(Controller):
+    """The weights of an LSTM without peepholes (Gers et al. 2000), fed with the reads as well."""
+
+    kind = "lstm"
+
+    def __init__(self, input_size: int, reads_size: int, hidden_size: int) -> None:
+        super().__init__(hidden_size)
         self.input_gates = nn.Linear(input_size, 4 * hidden_size)
         self.recurrent_gates = nn.Linear(hidden_size + reads_size, 4 * hidden_size, bias=False)
 
@@ -35,7 +65,6 @@ class LstmController(nn.Module):
 
     @property
     def recurrent_weight(self) -> Tensor:
-        """(4 * hidden, hidden + reads): the map of [hidden ; reads] to the gates."""
         return self.recurrent_gates.weight
 
     def library_weights(self) -> list[Tensor]:
@@ -52,9 +81,15 @@ class LstmController(nn.Module):
         return [numbers.view(part.shape) for numbers, part in zip(flat, places, strict=True)]
 
     def project(self, inputs: Tensor) -> Tensor:
-        """(..., input) -> (..., 4 * hidden): the inputs' share of the gates."""
         gates: Tensor = self.input_gates(inputs)
         return gates
+
+    def step(
+        self, projected: Tensor, state: ControllerState, reads: Tensor
+    ) -> tuple[Tensor, ControllerState]:
+        fed_back = torch.cat([state.hidden, reads], dim=-1)
+        hidden, cell = lstm_step(torch.addmm(projected, fed_back, self.recurrent_weight.t()), state.cell)
+        return hidden, ControllerState(hidden, cell)
 
 
 def lstm_step(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,11 +101,49 @@ def lstm_step(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
     return show * torch.tanh(cell), cell
 
 
-class FeedforwardController(nn.Module):
-    """One hidden layer with ReLU: all it knows of the past comes from the memory's reads."""
+class GruController(Controller):
+    """A gated recurrent unit (Cho et al. 2014), fed with the reads as well.
+
+    The reset gate acts on what is fed back after its product with the weights, as in the usual libraries.
+    """
+
+    kind = "gru"
 
     def __init__(self, input_size: int, reads_size: int, hidden_size: int) -> None:
-        super().__init__()
+        super().__init__(hidden_size)
+        self.input_gates = nn.Linear(input_size, 3 * hidden_size)
+        self.recurrent_gates = nn.Linear(hidden_size + reads_size, 3 * hidden_size)
+
+    def start(self, batch: int) -> ControllerState:
+        like = self.recurrent_gates.weight
+        return ControllerState(like.new_zeros(batch, self.hidden_size), like.new_zeros(batch, 0))
+
+    @property
+    def recurrent_weight(self) -> Tensor:
+        return self.recurrent_gates.weight
+
+    def project(self, inputs: Tensor) -> Tensor:
+        gates: Tensor = self.input_gates(inputs)
+        return gates
+
+    def step(
+        self, projected: Tensor, state: ControllerState, reads: Tensor
+    ) -> tuple[Tensor, ControllerState]:
+        fed_back: Tensor = self.recurrent_gates(torch.cat([state.hidden, reads], dim=-1))
+        split = 2 * self.hidden_size
+        reset, keep = torch.sigmoid(projected[:, :split] + fed_back[:, :split]).chunk(2, dim=-1)
+        candidate = torch.tanh(projected[:, split:] + reset * fed_back[:, split:])
+        hidden = torch.lerp(candidate, state.hidden, keep)
+        return hidden, ControllerState(hidden, state.cell)
+
+
+class FeedforwardController(Controller):
+    """One hidden layer with ReLU: all it knows of the past comes from the memory's reads."""
+
+    kind = "feedforward"
+
+    def __init__(self, input_size: int, reads_size: int, hidden_size: int) -> None:
+        super().__init__(hidden_size)
         self.input_layer = nn.Linear(input_size, hidden_size)
         self.recurrent_layer = nn.Linear(reads_size, hidden_size, bias=False)
 
@@ -80,13 +153,16 @@ class FeedforwardController(nn.Module):
 
     @property
     def recurrent_weight(self) -> Tensor:
-        """(hidden, reads): the map of the reads to the hidden layer."""
         return self.recurrent_layer.weight
 
     def project(self, inputs: Tensor) -> Tensor:
-        """(..., input) -> (..., hidden)."""
         projected: Tensor = self.input_layer(inputs)
         return projected
+
+    def step(
+        self, projected: Tensor, state: ControllerState, reads: Tensor
+    ) -> tuple[Tensor, ControllerState]:
+        return feedforward_step(torch.addmm(projected, reads, self.recurrent_weight.t())), state
 
 
 def feedforward_step(gates: Tensor) -> Tensor:
@@ -94,7 +170,10 @@ def feedforward_step(gates: Tensor) -> Tensor:
     return torch.relu(gates)
 
 
-CONTROLLERS: dict[ControllerKind, type[LstmController] | type[FeedforwardController]] = {
+CONTROLLERS: dict[
+    ControllerKind, type[LstmController] | type[GruController] | type[FeedforwardController]
+] = {
     "lstm": LstmController,
+    "gru": GruController,
     "feedforward": FeedforwardController,
 }

@@ -17,16 +17,23 @@ The order is the paper's: the least used slot is set to zero, then all heads wri
 read what is there now. Every function is pure: the state goes in and a new one comes out.
 """
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from fewshot.kernels.lrua import ScanOptions
 from fewshot.memory.addressing import content_weights
+from fewshot.memory.external import Access, ExternalMemory
 
 LeastUsed = Literal["shared", "per_head"]
 """Which least used slots a write head may take: "shared" gives all heads the one mask of n slots (the paper),
 so that the n slots receive the same blend; "per_head" gives head j the j-th least used slot for itself."""
+
+AddVector = Literal["key", "apart"]
+"""What a head writes: its key (the paper) or a vector of its own (most public code)."""
 
 INITIAL_WORD = 1e-6
 """What fills an empty memory: a constant trains best (Collier and Beel 2018), and zero has no direction."""
@@ -78,8 +85,8 @@ def lrua_step(
     strength: Tensor | None = None,
     usage_decay: float = 0.99,
     least_used: LeastUsed = "shared",
-) -> tuple[Tensor, LruaState]:
-    """Write, then read: the reads, (batch, read_head, word), and the state after the step.
+) -> Access:
+    """Write, then read: the reads, (batch, read_head, word), and the state after the step, an `LruaState`.
 
     strength: (batch, read_head), how sharply to read; None is the paper's bare cosine.
     Usage passes no gradient, as choosing slots by it could use none.
@@ -93,4 +100,75 @@ def lrua_step(
     read_weights = content_weights(key, memory, strength)
     with torch.no_grad():
         usage = usage_decay * usage + (read_weights + write_weights).sum(dim=1)
-    return torch.bmm(read_weights, memory), LruaState(memory, read_weights, usage)
+    reads = torch.bmm(read_weights, memory)
+    return Access(reads, LruaState(memory, read_weights, usage), read_weights, write_weights, usage)
+
+
+class Lrua(ExternalMemory):
+    """The memory of this module, fed by a controller's interface (see `fewshot.memory.external`).
+
+    add_vector: "key" writes what it looks up with (the paper), "apart" a vector of its own (public code);
+    strength_offset: None reads with a bare cosine, as the paper does; a number reads with the strength
+        offset + softplus(learned);
+    gate_bias: the write gate's logit at the start; below 0 prefers the least used slots to those just read.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_slots: int = 128,
+        word_size: int = 40,
+        read_heads: int = 4,
+        usage_decay: float = 0.99,
+        least_used: LeastUsed = "shared",
+        add_vector: AddVector = "key",
+        strength_offset: float | None = None,
+        gate_bias: float = 0.0,
+    ) -> None:
+        super().__init__(
+            num_slots=num_slots,
+            word_size=word_size,
+            read_heads=read_heads,
+            add_heads=read_heads if add_vector == "apart" else 0,
+            controls=read_heads if strength_offset is None else 2 * read_heads,
+        )
+        self.usage_decay, self.least_used, self.gate_bias = usage_decay, least_used, gate_bias
+        self.strength_offset = strength_offset
+
+    def start(self, batch: int, like: Tensor) -> LruaState:
+        return initial_state(
+            batch, num_slots=self.num_slots, word_size=self.word_size, read_heads=self.read_heads, like=like
+        )
+
+    def step(self, state: LruaState, interface: Tensor) -> Access:
+        keys, adds, controls = self.split(interface)
+        key = torch.tanh(keys)
+        strength = None
+        if self.strength_offset is not None:
+            strength = self.strength_offset + F.softplus(controls[:, self.read_heads :])
+        return lrua_step(
+            state,
+            key=key,
+            add=torch.tanh(adds) if self.add_heads else key,
+            write_gate=torch.sigmoid(controls[:, : self.read_heads]),
+            strength=strength,
+            usage_decay=self.usage_decay,
+            least_used=self.least_used,
+        )
+
+    def first_controls(self) -> Tensor:
+        """The write gates' logits; the strengths start where the library draws them (NaN says so)."""
+        first = torch.full((self.controls,), math.nan)
+        first[: self.read_heads] = self.gate_bias
+        return first
+
+    def kernel_options(self, controller: str) -> ScanOptions | None:
+        if controller not in ("lstm", "feedforward"):
+            return None
+        return ScanOptions(
+            lstm=controller == "lstm",
+            apart=self.add_heads > 0,
+            shared=self.least_used == "shared",
+            usage_decay=self.usage_decay,
+            strength_offset=self.strength_offset,
+        )

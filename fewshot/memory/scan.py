@@ -18,6 +18,7 @@ from fewshot.kernels import lrua
 from fewshot.kernels.lrua import ScanOptions, ScanState
 from fewshot.kernels.native import kernels_wanted
 from fewshot.memory.controllers import feedforward_step, lstm_step
+from fewshot.memory.external import Access
 from fewshot.memory.lrua import LruaState, lrua_step
 
 TOLERANCE = 1e-3
@@ -41,13 +42,13 @@ def plain_scan(
     for gates, offset in zip(projected.unbind(1), offsets.unbind(1), strict=True):
         gates = torch.addmm(gates, recurrent, recurrent_weight.t())
         hidden, cell = lstm_step(gates, cell) if options.lstm else (feedforward_step(gates), cell)
-        reads, access = _access(access, torch.addmm(offset, hidden, interface_weight.t()), options)
+        reads, access = _access(access, torch.addmm(offset, hidden, interface_weight.t()), options)[:2]
         outputs.append(torch.cat([hidden, reads.flatten(1)], dim=-1))
         recurrent = outputs[-1] if options.lstm else reads.flatten(1)
     return torch.stack(outputs, dim=1), ScanState(recurrent, cell, *access)
 
 
-def _access(access: LruaState, interface: Tensor, options: ScanOptions) -> tuple[Tensor, LruaState]:
+def _access(access: LruaState, interface: Tensor, options: ScanOptions) -> Access:
     _, heads, _ = access.read_weights.shape
     word = access.memory.shape[2]
     split = heads * word * (2 if options.apart else 1)

@@ -72,7 +72,7 @@ def test_a_learner_comes_back_as_it_was_stored(tmp_path: Path, name: str) -> Non
 
 
 def test_options_that_are_no_weights_come_back(tmp_path: Path) -> None:
-    assert load_learner(stored(tmp_path, "mann")).cell.options.usage_decay == 0.95
+    assert load_learner(stored(tmp_path, "mann")).cell.memory.usage_decay == 0.95
 
 
 def test_matrices_are_stored_as_float16_and_vectors_as_float32(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from fewshot.kernels.lrua import ScanOptions, ScanState, can_scan, scan
 from fewshot.kernels.native import library, plain_torch
 from fewshot.memory.cell import MemoryCell, MemoryState
+from tests.memory.cells import lrua_cell
 
 pytestmark = pytest.mark.skipif(library("lrua") is None, reason="the lrua kernel does not compile here")
 
@@ -122,7 +123,7 @@ def nearest_usages(cell: MemoryCell, state: MemoryState, inputs: Tensor, labels:
     nearest = float("inf")
     with torch.no_grad():
         for step in range(inputs.shape[1]):
-            least = state.access.usage.sort(-1).values[:, : cell.read_heads + 1]
+            least = state.access.usage.sort(-1).values[:, : cell.memory.read_heads + 1]
             nearest = min(nearest, least.diff(dim=-1).amin().item())
             _, state = cell(state, inputs[:, step : step + 1], labels[:, step : step + 1])
     return nearest
@@ -142,7 +143,7 @@ def test_the_scan_equals_the_plain_cell(
 ) -> None:
     torch.manual_seed(seed)
     slots = options["read_heads"] + more_slots
-    cell = MemoryCell(INPUT, WAY, **options, num_slots=slots, add_vector=kind[0], tie=kind[1])
+    cell = lrua_cell(INPUT, WAY, **options, num_slots=slots, add_vector=kind[0], tie=kind[1])
     state, (inputs, labels) = used_state(cell, batch), sequences(batch, steps)
     with plain_torch():
         assume(nearest_usages(cell, state, inputs, labels) > 1e-5)
@@ -156,7 +157,7 @@ def test_the_scan_equals_the_plain_cell(
 def test_from_an_empty_memory_until_it_overflows(options: dict[str, Any], steps: int) -> None:
     """60 x 4 writes into 128 slots. Slots that nothing told apart may be swapped, so outputs are compared."""
     torch.manual_seed(0)
-    cell = MemoryCell(INPUT, WAY, **options)
+    cell = lrua_cell(INPUT, WAY, **options)
     inputs, labels = sequences(5, steps)
 
     def outputs_and_gradients() -> tuple[Tensor, ...]:
@@ -175,7 +176,7 @@ def test_from_an_empty_memory_until_it_overflows(options: dict[str, Any], steps:
 @pytest.mark.parametrize("controller", ["lstm", "feedforward"])
 def test_pieces_give_what_the_whole_gives(controller: str) -> None:
     torch.manual_seed(0)
-    cell = MemoryCell(INPUT, WAY, **(STRONG | {"controller": controller, "hidden_size": 30}))
+    cell = lrua_cell(INPUT, WAY, **(STRONG | {"controller": controller, "hidden_size": 30}))
     state, (inputs, labels) = used_state(cell, 3), sequences(3, 20)
     assert_equal(run(cell, state, inputs, labels, [1, 12, 7]), run(cell, state, inputs, labels, [20]))
 

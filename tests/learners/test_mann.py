@@ -188,8 +188,8 @@ def test_mann_paper_is_the_papers(controller: Any, hidden_width: int) -> None:
     shapes = {key: tuple(parameter.shape) for key, parameter in learner.named_parameters()}
     assert shapes["cell.interface.weight"] == (4 * 40 + 4, 200)  # keys and gates: no strength, no add vector
     assert shapes["output.weight"] == (5, 200 + 4 * 40)
-    assert learner.cell.options.usage_decay == 0.99
-    assert learner.cell.options.shared
+    assert learner.cell.memory.usage_decay == 0.99
+    assert learner.cell.memory.least_used == "shared"
 
 
 def test_it_learns_to_name_what_it_has_seen_once() -> None:

@@ -17,13 +17,15 @@ from fewshot.memory.controllers import (
     ControllerKind,
     ControllerState,
     FeedforwardController,
+    GruController,
     LstmController,
     lstm_step,
 )
-from fewshot.memory.lrua import LruaState
+from fewshot.memory.lrua import Lrua, LruaState
+from tests.memory.cells import lrua_cell
 
 Array = NDArray[np.float64]
-KINDS: tuple[ControllerKind, ...] = ("lstm", "feedforward")
+KINDS: tuple[ControllerKind, ...] = ("lstm", "gru", "feedforward")
 
 
 def sigmoid(x: Array) -> Array:
@@ -45,7 +47,7 @@ def small_cell(**changes: Any) -> MemoryCell:
         "gate_bias": 0.0,
         "tie": True,
     }
-    return MemoryCell(4, 5, **(options | changes)).double()
+    return lrua_cell(4, 5, **(options | changes)).double()
 
 
 PAPER = {"least_used": "shared", "add_vector": "key", "strength_offset": None, "tie": False}
@@ -68,7 +70,9 @@ def slow_cell(
     start: memory, read weights and usage; gives (step, output) and the last of them.
     """
     value = {name: parameter.detach().numpy() for name, parameter in cell.named_parameters()}
-    heads, word, slots, hidden_size = cell.read_heads, cell.word_size, cell.num_slots, 7
+    memory_kind = cell.memory
+    assert isinstance(memory_kind, Lrua)
+    heads, word, slots, hidden_size = memory_kind.read_heads, memory_kind.word_size, memory_kind.num_slots, 7
     hidden, memory_cell = np.zeros(hidden_size), np.zeros(hidden_size)
     memory = np.full((slots, word), 1e-6)
     read_weights = np.zeros((heads, slots))
@@ -91,7 +95,7 @@ def slow_cell(
         raw = value["interface.weight"] @ hidden + value["interface.bias"]
         keys, rest = raw[: heads * word], raw[heads * word :]
         adds = keys
-        if cell.options.apart:
+        if memory_kind.add_heads:
             adds, rest = rest[: heads * word], rest[heads * word :]
         if cell.content is not None:
             content = value["content.weight"] @ x
@@ -100,13 +104,13 @@ def slow_cell(
             last_content = content
         key, add = np.tanh(keys).reshape(heads, word), np.tanh(adds).reshape(heads, word)
         gate, strengths = sigmoid(rest[:heads]), np.ones(heads)
-        if cell.options.strength_offset is not None:
-            strengths = cell.options.strength_offset + np.log1p(np.exp(rest[heads:]))
+        if memory_kind.strength_offset is not None:
+            strengths = memory_kind.strength_offset + np.log1p(np.exp(rest[heads:]))
         order = np.argsort(usage, kind="stable")[:heads]
         write_weights = np.zeros((heads, slots))
         for head in range(heads):
             least_used = np.zeros(slots)
-            least_used[order if cell.options.shared else order[head]] = 1
+            least_used[order if memory_kind.least_used == "shared" else order[head]] = 1
             write_weights[head] = gate[head] * read_weights[head] + (1 - gate[head]) * least_used
         memory = memory.copy()
         memory[order[0]] = 0
@@ -118,7 +122,7 @@ def slow_cell(
             weights = np.exp(strengths[head] * scores)
             read_weights[head] = weights / weights.sum()
             reads[head] = read_weights[head] @ memory
-        usage = cell.options.usage_decay * usage + read_weights.sum(0) + write_weights.sum(0)
+        usage = memory_kind.usage_decay * usage + read_weights.sum(0) + write_weights.sum(0)
         outputs.append(np.concatenate([hidden, reads.ravel()]))
     return np.array(outputs), (memory, read_weights, usage)
 
@@ -183,6 +187,29 @@ def test_lstm_equals_torchs() -> None:
     torch.testing.assert_close(
         lstm_step(gates, cell), theirs(torch.cat([inputs, reads], dim=1), (hidden, cell))
     )
+
+
+def test_gru_equals_torchs() -> None:
+    torch.manual_seed(0)
+    ours = GruController(5, 3, 6)
+    theirs = torch.nn.GRUCell(8, 6)
+    with torch.no_grad():
+        # Without a share of the inputs in the reads' columns: torch feeds both to the gates before the reset.
+        ours.recurrent_gates.weight[:, 6:] = 0
+        theirs.weight_ih[:, :5] = ours.input_gates.weight
+        theirs.weight_ih[:, 5:] = 0
+        theirs.bias_ih.copy_(ours.input_gates.bias)
+        theirs.weight_hh.copy_(ours.recurrent_gates.weight[:, :6])
+        theirs.bias_hh.copy_(ours.recurrent_gates.bias)
+    inputs, reads, hidden = torch.randn(2, 5), torch.randn(2, 3), torch.randn(2, 6)
+    state = ours.start(2)._replace(hidden=hidden)
+    given, after = ours.step(ours.project(inputs), state, reads)
+    torch.testing.assert_close(given, theirs(torch.cat([inputs, reads], dim=1), hidden))
+    assert after.hidden is given
+    moved = ours.recurrent_gates.weight[:, 6:]
+    with torch.no_grad():
+        moved.copy_(torch.randn_like(moved))
+    assert not torch.allclose(ours.step(ours.project(inputs), state, reads)[0], given)
 
 
 def test_the_feedforward_controller_knows_the_past_through_the_reads_alone() -> None:
@@ -286,3 +313,61 @@ def test_gradient_through_three_steps(changes: dict[str, Any]) -> None:
 
     leaves = (inputs, memory, *(parameter.detach().clone() for parameter in cell.parameters()))
     assert torch.autograd.gradcheck(run, tuple(leaf.requires_grad_() for leaf in leaves))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_watching_gives_the_same_outputs_and_what_the_heads_did(kind: ControllerKind) -> None:
+    cell = small_cell(controller=kind)
+    inputs, previous = sequence(3, 8)
+    outputs, accesses, last = cell.watch(cell.start(3), inputs, previous)
+    expected, state = cell(cell.start(3), inputs, previous)
+    torch.testing.assert_close(outputs, expected)
+    torch.testing.assert_close(last, state)
+    assert len(accesses) == 8
+    for access in accesses:
+        assert access.usage is not None
+        for weights in (access.read_weights, access.write_weights):
+            torch.testing.assert_close(weights.sum(-1), torch.ones(3, 2, dtype=torch.double))
+
+
+def test_without_reads_the_output_holds_zeros_and_the_past_is_the_controllers() -> None:
+    cell = small_cell(intervention="zero_reads", controller="feedforward")
+    inputs, previous = sequence(2, 6)
+    outputs, _ = cell(cell.start(2), inputs, previous)
+    assert outputs[..., 7:].eq(0).all()
+    projected = cell.controller.project(torch.cat([inputs, previous], dim=-1))
+    torch.testing.assert_close(outputs[..., :7], projected.relu())
+
+
+def test_a_wiped_memory_holds_one_step_alone() -> None:
+    cell = small_cell(intervention="wipe_memory")
+    inputs, previous = sequence(2, 6)
+    _, accesses, _ = cell.watch(cell.start(2), inputs, previous)
+    for access in accesses:
+        assert ((access.state.memory - 1e-6).abs() > 1e-5).any(-1).sum(-1).max() <= 3  # two heads, slot 0
+
+
+def test_without_its_state_the_controller_knows_the_past_through_the_reads_alone() -> None:
+    cell = small_cell(intervention="zero_controller")
+    inputs, previous = sequence(2, 4)
+    state = cell.start(2)
+    other = state._replace(controller=ControllerState(*(torch.randn_like(part) for part in state.controller)))
+    torch.testing.assert_close(cell(state, inputs, previous)[0], cell(other, inputs, previous)[0])
+
+
+def test_shuffled_keys_change_what_is_stored_and_not_what_is_looked_up() -> None:
+    cell, shuffled = small_cell(), small_cell(intervention="shuffle_keys")
+    inputs, previous = sequence(2, 3)
+    first, second = (c._interface_offsets(c.start(2).content, inputs, previous)[0] for c in (cell, shuffled))
+    words = 2 * 3
+    torch.testing.assert_close(first[..., :words], second[..., :words])
+    assert not torch.allclose(first[:, 1:, words : 2 * words], second[:, 1:, words : 2 * words])
+    torch.testing.assert_close(first[..., 2 * words :], second[..., 2 * words :])
+
+
+def test_with_a_skip_the_control_shows_its_input_as_well() -> None:
+    cell = LstmCell(4, 5, hidden_size=7, skip=True).double()
+    inputs, previous = sequence(3, 6)
+    outputs, _ = cell(cell.start(3), inputs, previous)
+    assert outputs.shape == (3, 6, cell.output_size)
+    assert torch.equal(outputs[..., 7:], inputs)
