@@ -13,7 +13,7 @@ import pandas as pd
 from fewshot.errors import RecordError, unknown
 from fewshot.harness.record import Record
 from fewshot.report.formats import ResultTable, Row, html, latex, markdown, text
-from fewshot.report.published import differences, find_published
+from fewshot.report.published import Published, differences, find_published, human_stream
 from fewshot.report.results import (
     TRANSDUCTIVE_MARK,
     Figure,
@@ -167,6 +167,7 @@ def _stream_table(results: list[Result]) -> ResultTable:
         columns=tuple(_ordinal(k) for k in shown),
     )
     _filled(table, rows, f"chance {100 / record.way:.1f}")
+    _add_people(table, shown, human_stream(record.dataset, record.way, record.labels or ""))
     ceiling = 100 * first_presentation_ceiling(record.way)
     table.notes.insert(
         1,
@@ -176,6 +177,14 @@ def _stream_table(results: list[Result]) -> ResultTable:
     if record.counts == "exact" and any(r.record.learner == "count_guesser" for r in results):
         table.notes.insert(2, "count_guesser sees no image: it counts which classes are still to come.")
     return table
+
+
+def _add_people(table: ResultTable, shown: list[int], people: dict[int, Published]) -> None:
+    """A last row with what people reach at the same task, where that was published."""
+    if people:
+        cells = (_as_printed(people[k].accuracy) if k in people else "" for k in shown)
+        table.rows.append(Row("people", tuple(cells)))
+        table.notes.append(f"people: {next(iter(people.values())).citation}.")
 
 
 def first_presentation_ceiling(way: int) -> float:

@@ -175,7 +175,11 @@ def test_learners_trained_elsewhere_stand_apart_and_say_so() -> None:
     assert there.title.endswith("trained on glyphs")
     assert [row.label for row in there.rows] == ["prototypical (trained on glyphs)"]
     (shared,) = tables([stream("mann", {1: 0.4}), stream("mann", {1: 0.3}, train_dataset="glyphs")])
-    assert [row.label for row in shared.rows if not row.published] == ["mann", "mann (trained on glyphs)"]
+    assert [row.label for row in shared.rows if not row.published] == [
+        "mann",
+        "mann (trained on glyphs)",
+        "people",
+    ]
 
 
 def test_rotation_and_counts_make_separate_tables() -> None:
@@ -190,7 +194,7 @@ def test_rows_stand_in_the_order_of_reading() -> None:
     expected = ["mann", "mann:no_tie", "lstm", "prototypical", "my_own", "nearest_neighbour", "count_guesser"]
     assert sorted(learners, key=learner_rank) == expected
     (table,) = tables([stream(learner, {2: 0.5}) for learner in learners])
-    assert [row.label for row in table.rows if not row.published] == expected
+    assert [row.label for row in table.rows if not row.published] == [*expected, "people"]
 
 
 def test_several_training_seeds_are_named_beneath() -> None:
@@ -230,3 +234,13 @@ def test_no_records_is_one_clear_line() -> None:
     for name in FORMATS:
         with pytest.raises(RecordError, match=r"no records .*fewshot run"):
             render([], name)
+
+
+def test_people_stand_last_where_their_figures_were_published() -> None:
+    by_instance = {1: 0.4, 2: 0.95, 7: 0.98, 10: 0.99}
+    (table,) = tables([stream("mann", by_instance)])
+    assert (table.rows[-1].label, table.rows[-1].cells) == ("people", ("34.5", "57.3", "92.4"))
+    assert table.notes[-1] == "people: Santoro et al. 2016, Table 1."
+    for fields in ({"way": 20}, {"dataset": "glyphs"}, {"labels": "string"}):
+        (other,) = tables([stream("mann", by_instance, **fields)])
+        assert all(row.label != "people" for row in other.rows)
