@@ -17,7 +17,7 @@ class Lstm(RecurrentLearner):
     """An LSTM over (embedding, previous label)."""
 
     batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
-    added_options: ClassVar[frozenset[str]] = frozenset({"skip"})
+    added_options: ClassVar[frozenset[str]] = frozenset({"skip", "metric_weight"})
 
     def __init__(
         self,
@@ -30,6 +30,7 @@ class Lstm(RecurrentLearner):
         embedding_size: int = 64,
         hidden_size: int = 200,
         skip: bool = False,
+        metric_weight: float = 0.0,
     ) -> None:
         check_at_least(1, hidden_size=hidden_size)
         size = feature_size(image_shape, widths, embedding_size)
@@ -37,5 +38,5 @@ class Lstm(RecurrentLearner):
         encoder, backbone_name = image_encoder(
             image_shape, widths, embedding_size, downsample=downsample, batch_norm=batch_norm
         )
-        super().__init__(image_shape, way, encoder=encoder, cell=cell)
+        super().__init__(image_shape, way, encoder=encoder, cell=cell, metric_weight=metric_weight)
         self.backbone_name = backbone_name

@@ -21,12 +21,13 @@ from fewshot.memory.lrua import LeastUsed, Lrua
 class Mann(RecurrentLearner):
     """Memory-augmented network with a convolutional encoder.
 
+    metric_weight: how much the encoder learns from all streams of a batch at once, see `RecurrentLearner`.
     intervention: what is broken on purpose, see `fewshot.memory.cell`; for answering with weights that were
         trained without it.
     """
 
     batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
-    added_options: ClassVar[frozenset[str]] = frozenset({"intervention"})
+    added_options: ClassVar[frozenset[str]] = frozenset({"intervention", "metric_weight"})
 
     def __init__(
         self,
@@ -47,6 +48,7 @@ class Mann(RecurrentLearner):
         strength_offset: float | None = 5.0,
         gate_bias: float = 0.0,
         tie: bool = True,
+        metric_weight: float = 0.0,
         intervention: Intervention = "none",
     ) -> None:
         check_at_least(1, hidden_size=hidden_size, word_size=word_size, read_heads=read_heads)
@@ -80,5 +82,5 @@ class Mann(RecurrentLearner):
         encoder, backbone_name = image_encoder(
             image_shape, widths, embedding_size, downsample=downsample, batch_norm=batch_norm
         )
-        super().__init__(image_shape, way, encoder=encoder, cell=cell)
+        super().__init__(image_shape, way, encoder=encoder, cell=cell, metric_weight=metric_weight)
         self.backbone_name = backbone_name

@@ -1,4 +1,4 @@
-"""What learners by distance share: scores of classes not seen yet, and the distance itself.
+"""What learners by distance share: scores of classes not seen yet, the distance itself, a loss for encoders.
 
 In a stream, a learner by distance knows nothing of a label that it has not been shown. All such labels
 share one "new" score: an image further than that from every class seen is taken for a new one. The score
@@ -11,6 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewshot.episodes.batch import StreamBatch
+
+SHARPNESS = 16.0
+"""Of `across_episodes_loss`, for squared distances per feature, by which two unlike images lie about 2 apart.
+16 was the first value tried."""
 
 
 def squared_distances(points: Tensor, others: Tensor) -> Tensor:
@@ -34,6 +38,25 @@ def with_new_score(scores: Tensor, counts: Tensor, new_score: Tensor) -> Tensor:
     scores: (batch, image, way); counts: (batch, image or 1, way), how often each class was seen.
     """
     return torch.where(counts > 0, scores, new_score)
+
+
+def across_episodes_loss(features: Tensor, batch: StreamBatch) -> Tensor:
+    """What an encoder learns from all streams of a batch at once: a scalar, in nats.
+
+    Each image but the first of its class is asked which class of the whole batch it belongs to, by its
+    distance to their first images: one-shot prototypes (Snell et al. 2017) of batch * way classes, where a
+    stream alone tells `way` apart. A class that two streams share counts as two, which is rare.
+    features: (batch, length, feature), of about unit variance.
+    """
+    streams, _, size = features.shape
+    labels = batch.labels + batch.way * torch.arange(streams, device=features.device).unsqueeze(1)
+    first = batch.presentation == 1
+    classes = streams * batch.way
+    prototypes = features.new_zeros(classes, size).index_copy(0, labels[first], features[first])
+    scores = -SHARPNESS / size * squared_distances(features[~first], prototypes)
+    shown = torch.bincount(labels[first], minlength=classes) > 0  # by chance a class may never come up
+    scores = scores.masked_fill(~shown, -torch.inf)
+    return F.cross_entropy(scores, labels[~first])
 
 
 def best_new_score(scores: Tensor, batch: StreamBatch) -> Tensor:

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewshot.episodes.batch import StreamBatch, Support
+from fewshot.episodes.batch import EpisodeBatch, StreamBatch, Support
 from fewshot.errors import LearnerError
 from fewshot.learners.embedding import EmbeddingLearner
-from fewshot.memory.cell import LstmCell, MemoryCell
+from fewshot.learners.metric import across_episodes_loss
+from fewshot.memory.cell import Cell
 
 
 class RecurrentState(NamedTuple):
@@ -37,9 +38,19 @@ class RecurrentLearner(EmbeddingLearner):
         way: int,
         *,
         encoder: nn.Module,
-        cell: LstmCell | MemoryCell,
+        cell: Cell,
+        metric_weight: float = 0.0,
     ) -> None:
+        """metric_weight: how much `across_episodes_loss` of the features weighs beside the answers' loss in
+        training on streams. LearnerError for a negative one, and where the encoder has no weights.
+        """
         super().__init__(image_shape, way)
+        if metric_weight < 0 or (metric_weight and not any(True for _ in encoder.parameters())):
+            raise LearnerError(
+                "metric_weight must be at least 0, and 0 where pixels are the features (widths = []), as it "
+                f"trains the encoder; got {metric_weight}"
+            )
+        self.metric_weight = metric_weight
         self.encoder = encoder
         self.cell = cell
         self.output = nn.Linear(cell.output_size, way)
@@ -75,6 +86,15 @@ class RecurrentLearner(EmbeddingLearner):
         state = self.start(len(batch.images), batch.way)
         logits: Tensor = self.output(self._run(state, batch.images, batch.labels)[0])
         return logits
+
+    def loss(self, batch: EpisodeBatch) -> Tensor:
+        """The mean cross-entropy of the answers; on streams, with the encoder's own loss if asked for."""
+        if not (self.metric_weight and isinstance(batch, StreamBatch)):
+            return super().loss(batch)
+        features = self.embed(batch.images)
+        logits = self.stream_features(batch._replace(images=features))
+        answers = F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten())
+        return answers + self.metric_weight * across_episodes_loss(features, batch)
 
     def _run(self, state: RecurrentState, features: Tensor, labels: Tensor) -> tuple[Tensor, RecurrentState]:
         """Go through features (batch, step, feature), labels (batch, step): outputs, and the state then."""

@@ -94,7 +94,7 @@ def options_of(learner: type[Learner], options: Mapping[str, Any] | None = None)
 
 
 def telling_options(learner: type[Learner], options: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """`options_of` without the learner's `added_options` at their defaults: what a result's key is made of."""
+    """`options_of` without `added_options` at their defaults: what a result's key is made of."""
     defaults = options_of(learner) if learner.added_options else {}
     return {
         name: value
