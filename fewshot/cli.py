@@ -33,6 +33,7 @@ app.add_typer(data_app, name="data")
 
 ProtocolName = Literal["kshot", "stream"]
 Counts = Literal["exact", "random"]
+Labels = Literal["one_hot", "string"]
 Side = Literal["train", "val", "test"]
 
 DataOption = Annotated[
@@ -45,6 +46,7 @@ ShotOption = Annotated[int, typer.Option(help="Support images per class (kshot).
 QueryOption = Annotated[int, typer.Option(help="Query images per class (kshot).")]
 LengthOption = Annotated[int, typer.Option(help="Images per episode (stream).")]
 CountsOption = Annotated[Counts, typer.Option(help="How often each class comes (stream).")]
+LabelsOption = Annotated[Labels, typer.Option(help="Units, or strings of five letters (stream).")]
 GroupOption = Annotated[bool, typer.Option("--within-group", help="All classes from one alphabet.")]
 SplitOption = Annotated[str | None, typer.Option(help="Class split; the first of `data list` by default.")]
 LearnerOption = Annotated[
@@ -86,6 +88,7 @@ def train(
     query: QueryOption = 5,
     length: LengthOption = 50,
     counts: CountsOption = "exact",
+    labels: LabelsOption = "one_hot",
     steps: Annotated[int, typer.Option(help="Optimiser updates.")] = 2000,
     batch: Annotated[int, typer.Option(help="Episodes per update.")] = 16,
     learning_rate: Annotated[float, typer.Option(help="Adam's, falling as a cosine.")] = 1e-3,
@@ -112,7 +115,12 @@ def train(
                     "options": _options(option or []),
                     "train_seeds": [train_seed],
                     "train": {
-                        "episodes": _protocol_settings(protocol, way, shot, query, length, counts),
+                        "episodes": _protocol_settings(
+                            protocol,
+                            way,
+                            {"shot": shot, "query": query},
+                            {"length": length, "counts": counts, "labels": labels},
+                        ),
                         "steps": steps,
                         "batch": batch,
                         "learning_rate": learning_rate,
@@ -134,7 +142,8 @@ def train(
             f"kept the weights of step {log.best_step}: {100 * log.best_accuracy:.1f} % on validation classes"
         )
     stream = " --protocol stream" if protocol == "stream" else ""
-    print(f"{path}\nmeasure it with: fewshot evaluate {path}{stream}")
+    strings = " --labels string" if stream and labels == "string" else ""
+    print(f"{path}\nmeasure it with: fewshot evaluate {path}{stream}{strings}")
 
 
 @app.command()
@@ -152,6 +161,7 @@ def evaluate(
     query: QueryOption = 15,
     length: LengthOption = 50,
     counts: CountsOption = "exact",
+    labels: LabelsOption = "one_hot",
     within_group: GroupOption = False,
     episodes: Annotated[int, typer.Option(min=1, help="How many episodes.")] = 1000,
     episode_seed: Annotated[int, typer.Option(help="Seed of the episodes.")] = 0,
@@ -191,7 +201,13 @@ def evaluate(
         source = read_image_lists(episode_file, pool)
         episodes = min(episodes, len(source))
     else:
-        wanted = _protocol(protocol, way, shot, query, length, counts, within_group)
+        wanted = _protocol(
+            protocol,
+            way,
+            {"shot": shot, "query": query},
+            {"length": length, "counts": counts, "labels": labels},
+            within_group,
+        )
         source = EpisodeSampler(pool, wanted, episode_seed, device=place)
     with progress(f"testing {checkpoint.stem}", episodes) as advance:
         done = 0
@@ -359,6 +375,7 @@ def data_show(
     query: QueryOption = 15,
     length: LengthOption = 50,
     counts: CountsOption = "exact",
+    labels: LabelsOption = "one_hot",
     within_group: GroupOption = False,
     episode: Annotated[int, typer.Option(min=0, help="Number of the episode.")] = 0,
     episode_seed: Annotated[int, typer.Option(help="Seed of the episodes.")] = 0,
@@ -373,7 +390,13 @@ def data_show(
     image_set = load_dataset(name, data, image_size)
     pool = image_set.split(split or _usual_split(image_set)).side(side)
     pool = pool.with_rotations() if rotated else pool
-    wanted = _protocol(protocol, way, shot, query, length, counts, within_group)
+    wanted = _protocol(
+        protocol,
+        way,
+        {"shot": shot, "query": query},
+        {"length": length, "counts": counts, "labels": labels},
+        within_group,
+    )
     figure = _episode_figure(EpisodeSampler(pool, wanted, episode_seed), episode)
     print(save(figure, out or Path(f"{image_set.name}-{protocol}.png")))
 
@@ -382,6 +405,7 @@ def _episode_figure(source: "EpisodeSource", number: int) -> "Figure":
     """The picture of one episode: its pixels as they are in the image set, turned where the class is."""
     import numpy as np
 
+    from fewshot.episodes.labels import spelled
     from fewshot.episodes.source import presentation
     from fewshot.report.episode_picture import draw_kshot, draw_stream
 
@@ -390,33 +414,34 @@ def _episode_figure(source: "EpisodeSource", number: int) -> "Figure":
     pixels = pool.image_set.images[indices.images[0]].numpy()
     turns = indices.turns[0].tolist()
     images = np.stack([np.rot90(image, turn, (1, 2)) for image, turn in zip(pixels, turns, strict=True)])
-    labels = indices.labels[0].numpy()
+    shown = indices.labels[0].numpy()
     names = [pool.class_name(class_id) for class_id in indices.class_ids[0].tolist()]
     title = f"{pool.image_set.name}/{pool.split}/{pool.side}, episode {number}"
     if support := indices.support:
-        return draw_kshot(
-            images[:support], labels[:support], images[support:], labels[support:], names, title
-        )
+        return draw_kshot(images[:support], shown[:support], images[support:], shown[support:], names, title)
     seen = presentation(indices.labels, indices.way)[0].numpy()
-    return draw_stream(images, labels, seen, names, title)
+    strings = None if indices.codes is None else [spelled(code) for code in indices.codes[0].tolist()]
+    return draw_stream(images, shown, seen, names, title, strings)
 
 
 def _protocol_settings(
-    protocol: ProtocolName, way: int, shot: int, query: int, length: int, counts: Counts
+    protocol: ProtocolName,
+    way: int,
+    kshot: dict[str, Any],
+    stream: dict[str, Any],
+    within_group: bool = False,
 ) -> dict[str, Any]:
-    if protocol == "kshot":
-        return {"protocol": protocol, "way": way, "shot": shot, "query": query}
-    return {"protocol": protocol, "way": way, "length": length, "counts": counts}
+    """A protocol as a suite has it; kshot, stream: what the one or the other has beside way and group."""
+    own = kshot if protocol == "kshot" else stream
+    return {"protocol": protocol, "way": way, "within_group": within_group} | own
 
 
-def _protocol(
-    protocol: ProtocolName, way: int, shot: int, query: int, length: int, counts: Counts, within_group: bool
-) -> "Protocol":
+def _protocol(*given: Any) -> "Protocol":
+    """The protocol that `_protocol_settings` says."""
     from fewshot.episodes.protocol import KShot, Stream
 
-    if protocol == "kshot":
-        return KShot(way, shot, query, within_group)
-    return Stream(way, length, counts, within_group)
+    settings = _protocol_settings(*given)
+    return KShot(**settings) if settings.pop("protocol") == "kshot" else Stream(**settings)
 
 
 def _data_settings(dataset: str, split: str | None, size: int | None, data: Path | None) -> dict[str, Any]:

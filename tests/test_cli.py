@@ -166,6 +166,23 @@ def test_train_then_evaluate(fewshot: Command, image_folder: Path) -> None:
     assert "2nd presentation" in stream.out
 
 
+def test_strings_are_trained_shown_and_measured(fewshot: Command, image_folder: Path) -> None:
+    stream = ["--protocol", "stream", "--length", 9, "--labels", "string", *SMALL]
+    train = ["train", "lstm", "--dataset", image_folder, "--out", "mine", "--steps", 1, "--batch", 1, *stream]
+    assert 'train one with the option labels = "string"' in refused(fewshot(*train))
+    trained = fewshot(*train, "--option", "labels=string", "--option", "hidden_size=4")
+    command = trained.out.splitlines()[-1].removeprefix("measure it with: ")
+    path = "mine/checkpoints/lstm-0.safetensors"
+    assert command == f"fewshot evaluate {path} --protocol stream --labels string"
+    measured = fewshot(
+        *command.split()[1:], "--dataset", image_folder, "--way", 4, "--length", 8, "--episodes", 2
+    )
+    assert "4-way stream of 8, exact counts, string labels  " in measured.out
+    assert "answers with strings" in refused(fewshot("evaluate", path, "--dataset", image_folder, *SMALL))
+    shown = fewshot("data", "show", image_folder, *stream)
+    assert (shown.code, shown.out) == (0, "patterns-stream.png\n")
+
+
 def test_a_learner_of_ones_own_is_found_where_one_stands(fewshot: Command, image_folder: Path) -> None:
     Path("own_cli_learner.py").write_text(OWN_LEARNER)
     outcome = fewshot(

@@ -5,7 +5,8 @@ something only inside their episode; class ids are positions in the class pool, 
 for a learner.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -43,7 +44,8 @@ class StreamBatch(NamedTuple):
 
     images: (batch, length, channel, height, width); labels: (batch, length);
     presentation: (batch, length) int64, 1 where a class is seen for the first time, 2 for the second, ...;
-    class_ids: (batch, way), the class behind each label.
+    class_ids: (batch, way), the class behind each label;
+    codes: (batch, way, letter) int64, the string of each label, where labels are strings.
     """
 
     images: Tensor
@@ -51,17 +53,30 @@ class StreamBatch(NamedTuple):
     presentation: Tensor
     class_ids: Tensor
     way: int
+    codes: Tensor | None = None
+
+    @property
+    def strings(self) -> Tensor:
+        """(batch, length, letter): the string shown after each image, where labels are strings."""
+        assert self.codes is not None
+        return self.codes.gather(1, self.labels.unsqueeze(-1).expand(-1, -1, self.codes.shape[-1]))
 
 
 EpisodeBatch = KShotBatch | StreamBatch
 
 
+def with_each(batch: EpisodeBatch, change: Callable[[Tensor], Tensor]) -> EpisodeBatch:
+    """The batch with the same change made to every tensor."""
+
+    def changed(part: Any) -> Any:
+        if isinstance(part, Tensor):
+            return change(part)
+        return type(part)(*map(changed, part)) if isinstance(part, tuple) else part
+
+    result: EpisodeBatch = changed(batch)
+    return result
+
+
 def some_episodes(batch: EpisodeBatch, which: slice) -> EpisodeBatch:
     """Those episodes of a batch, as a batch."""
-    if isinstance(batch, KShotBatch):
-        support = Support(batch.support.images[which], batch.support.labels[which], batch.way)
-        return KShotBatch(
-            support, batch.query_images[which], batch.query_labels[which], batch.class_ids[which]
-        )
-    images, labels, presentations, class_ids, way = batch
-    return StreamBatch(images[which], labels[which], presentations[which], class_ids[which], way)
+    return with_each(batch, lambda part: part[which])

@@ -9,6 +9,7 @@ under both.
 from dataclasses import dataclass
 from typing import Literal
 
+from fewshot.episodes.labels import STRINGS, Labels
 from fewshot.errors import EpisodeError
 
 Counts = Literal["exact", "random"]
@@ -55,12 +56,14 @@ class Stream:
     counts="exact" gives every class length / way images, which a guesser can count: 45.7 % is reachable on
     the first presentation of 5 classes without looking. counts="random" draws the class of each step
     independently (a class whose images are used up is left out), so there is nothing to count.
+    labels: whether classes go by numbers or by strings (`fewshot.episodes.labels`); the images are the same.
     """
 
     way: int = 5
     length: int = 50
     counts: Counts = "exact"
     within_group: bool = False
+    labels: Labels = "one_hot"
 
     def __post_init__(self) -> None:
         if self.way < 2:
@@ -72,6 +75,17 @@ class Stream:
                 f"exact counts need a length that way divides; got way {self.way}, length {self.length}: "
                 f'choose length {self.length // self.way * self.way}, or counts="random"'
             )
+        if self.labels == "string" and self.way > STRINGS:
+            raise EpisodeError(
+                f"{self.way} classes need as many strings; there are {STRINGS} of five letters: lower way or "
+                'choose labels="one_hot"'
+            )
+
+    @property
+    def manner(self) -> str:
+        """How its classes come and what they are called: "exact counts, string labels"."""
+        strings = ", string labels" if self.labels == "string" else ""
+        return f"{self.counts} counts{strings}"
 
 
 Protocol = KShot | Stream

@@ -2,7 +2,8 @@
 
 Nothing is drawn from a generator with state, so an episode is the same whatever the batch size, the device
 or what was drawn before (design decision 1). Four named streams of hashes decide shapes, classes, images and
-order; a fifth distorts the images in training. Everything is vectorised over the batch.
+order; a fifth draws the strings of labels, a sixth distorts the images in training. Everything is vectorised
+over the batch.
 """
 
 import torch
@@ -12,6 +13,7 @@ from fewshot.data.split import ClassPool
 from fewshot.episodes.augment import Augment
 from fewshot.episodes.batch import EpisodeBatch
 from fewshot.episodes.hashing import draw_distinct, fold, key_of, uniform_below
+from fewshot.episodes.labels import draw_codes
 from fewshot.episodes.protocol import KShot, Protocol, Stream, bounds
 from fewshot.episodes.source import EpisodeIndices, EpisodeSource, check_range, presentation
 from fewshot.errors import EpisodeError
@@ -46,7 +48,7 @@ class EpisodeSampler(EpisodeSource):
             self.shape_block = protocol.block
         self.episode_seed = episode_seed
         self.augment = augment
-        names = ("shapes", "classes", "images", "order", "augmentation")
+        names = ("shapes", "classes", "images", "order", "strings", "augmentation")
         meaning = _meaning(protocol)
         self._keys = {name: key_of(pool.digest, meaning, episode_seed, name) for name in names}
         # On the CPU, where a batch is drawn in one call; the device gets the numbers when they are finished.
@@ -78,7 +80,10 @@ class EpisodeSampler(EpisodeSource):
         drawn = draw_episodes(start, count, shape, self._tables, choices, keys)
         if drawn is None:
             drawn = self._draw(start, count, shape, choices)
-        return EpisodeIndices(*drawn, shape.support).each(
+        codes = None
+        if isinstance(self.protocol, Stream) and self.protocol.labels == "string":
+            codes = draw_codes(self._episode_keys("strings", start, count), shape.way)
+        return EpisodeIndices(*drawn, shape.support, codes).each(
             lambda part: part.to(self.device, non_blocking=True)
         )
 
@@ -194,7 +199,10 @@ def _draw_while_supplied(random: Tensor, supply: Tensor) -> Tensor:
 
 
 def _meaning(protocol: Protocol) -> str:
-    """What of the protocol decides an episode, as text; a setting without effect stays out of the key."""
+    """What of the protocol decides an episode, as text; a setting without effect stays out of the key.
+
+    Labels are such a setting: streams with strings show the same images as those without.
+    """
     within = " within_group" if protocol.within_group else ""
     if isinstance(protocol, Stream):
         return f"stream way={protocol.way} length={protocol.length} counts={protocol.counts}{within}"

@@ -30,7 +30,8 @@ class EpisodeIndices(NamedTuple):
     class_ids: (batch, way), positions in the class pool, in the order of the labels;
     images: (batch, image), rows of the image set, in the order in which they are shown;
     turns: (batch, image), quarter turns counter-clockwise; labels: (batch, image);
-    support: how many of the images are the support set, the others being queries; 0 in a stream.
+    support: how many of the images are the support set, the others being queries; 0 in a stream;
+    codes: (batch, way, letter), the string of each label, where labels are strings.
     """
 
     class_ids: Tensor
@@ -38,6 +39,7 @@ class EpisodeIndices(NamedTuple):
     turns: Tensor
     labels: Tensor
     support: int
+    codes: Tensor | None = None
 
     @property
     def way(self) -> int:
@@ -45,8 +47,15 @@ class EpisodeIndices(NamedTuple):
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "EpisodeIndices":
         """The same change made to every tensor."""
-        class_ids, images, turns, labels, support = self
-        return EpisodeIndices(change(class_ids), change(images), change(turns), change(labels), support)
+        return EpisodeIndices(*(change(part) if isinstance(part, Tensor) else part for part in self))  # type: ignore[arg-type]
+
+    def batch(self, support: Tensor, asked: Tensor) -> EpisodeBatch:
+        """The episodes with images, or features in their place: (batch, image, ...) of support and others."""
+        labels, way = self.labels, self.way
+        if not self.support:
+            return StreamBatch(asked, labels, presentation(labels, way), self.class_ids, way, self.codes)
+        learned = Support(support, labels[:, : self.support], way)
+        return KShotBatch(learned, asked, labels[:, self.support :], self.class_ids)
 
 
 class EpisodeSource(ABC):
@@ -121,26 +130,24 @@ class EpisodeSource(ABC):
         for span in self.spans(0, count, _DIGEST_BATCH):
             indices = self.indices(*span)
             shape = torch.tensor([indices.way, indices.support, indices.labels.shape[1]], device=self.device)
-            parts = (shape.expand(len(indices.labels), -1), *indices[:4])
+            parts = [shape.expand(len(indices.labels), -1), *indices[:4]]
+            if indices.codes is not None:
+                parts.append(indices.codes.flatten(1))
             sha.update(torch.cat(parts, dim=1).cpu().numpy().astype("<i8").tobytes())
         return sha.hexdigest()
 
     def render(self, indices: EpisodeIndices, maps: Tensor | None = None) -> EpisodeBatch:
         """The episodes with their images; maps: (batch, image, 2, 3), where images are to be distorted."""
-        class_ids, rows, turns, labels, support = indices
-        shown, asked = gather(
+        support, asked = gather(
             self._images,
-            rows,
-            support,
+            indices.images,
+            indices.support,
             self._scale,
             self._offset,
-            turns=turns if self._rotated else None,
+            turns=indices.turns if self._rotated else None,
             maps=maps,
         )
-        if not support:
-            return StreamBatch(asked, labels, presentation(labels, indices.way), class_ids, indices.way)
-        learned = Support(shown, labels[:, :support], indices.way)
-        return KShotBatch(learned, asked, labels[:, support:], class_ids)
+        return indices.batch(support, asked)
 
 
 def presentation(labels: Tensor, way: int) -> Tensor:

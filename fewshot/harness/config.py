@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from fewshot.episodes.augment import Augment
+from fewshot.episodes.labels import Labels
 from fewshot.episodes.protocol import Counts, KShot, Range, Stream
 from fewshot.errors import FewshotError, RecordError, unknown
 
@@ -68,14 +69,17 @@ class KShotSettings(Settings):
 class StreamSettings(Settings):
     """`fewshot.Stream` in a file."""
 
+    added: ClassVar[frozenset[str]] = frozenset({"labels"})
+
     protocol: Literal["stream"]
     way: PositiveInt = 5
     length: PositiveInt = 50
     counts: Counts = "exact"
     within_group: bool = False
+    labels: Labels = "one_hot"
 
     def build(self) -> Stream:
-        return Stream(self.way, self.length, self.counts, self.within_group)
+        return Stream(self.way, self.length, self.counts, self.within_group, self.labels)
 
 
 ProtocolSettings = Annotated[KShotSettings | StreamSettings, Field(discriminator="protocol")]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
+from operator import methodcaller
 from typing import Protocol as Interface
 
 import numpy as np
@@ -17,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fewshot.data.split import ClassPool
-from fewshot.episodes.batch import EpisodeBatch, KShotBatch, StreamBatch, Support
+from fewshot.episodes.batch import EpisodeBatch, KShotBatch, StreamBatch, with_each
 from fewshot.episodes.image_lists import ImageListSource
+from fewshot.episodes.labels import label_units
 from fewshot.episodes.protocol import KShot, Protocol, bounds
 from fewshot.episodes.sampler import EpisodeSampler
 from fewshot.episodes.source import EpisodeSource
@@ -28,6 +30,7 @@ from fewshot.harness.record import ANSWERS_SCHEMA, answer_columns
 from fewshot.harness.statistics import Accuracies, summarise
 from fewshot.learners.base import Learner
 from fewshot.learners.embedding import EmbeddingLearner
+from fewshot.learners.naming import named_labels
 
 DEFAULT_EPISODES = 1000
 PIXELS_AT_ONCE, GPU_PIXELS_AT_ONCE = 2**18, 2**21
@@ -87,18 +90,22 @@ def evaluate(
 ) -> Evaluation:
     """Answer episodes 0 to episodes - 1 of a source and say how accurately.
 
-    The answer is the label of the largest logit, the lowest of equals. The learner is in evaluation mode and
-    builds no graph (one that adapts by gradients enables them inside); afterwards every module's mode is what
-    it was. Episodes are answered on the learner's device.
+    The answer is the label of the largest logit, the lowest of equals (`fewshot.learners.naming` says what it
+    is where labels are strings). The learner is in evaluation mode and builds no graph (one that adapts by
+    gradients enables them inside); afterwards every module's mode is what it was. Episodes are answered on
+    the learner's device.
 
     batch_size: episodes side by side; the answers do not depend on it. By default as many as hold
         PIXELS_AT_ONCE pixels, or IMAGES_AT_ONCE images whose features are known.
     on_progress: called with (episodes done, episodes in all) after each batch.
 
-    Raises LearnerError where the logits have the wrong shape or are not numbers.
+    Raises LearnerError where the learner cannot be asked under the protocol, and where the logits have the
+    wrong shape or are not numbers.
     """
     if episodes < 1:
         raise EpisodeError(f"an evaluation needs at least 1 episode; got {episodes}")
+    if reason := learner.refusal(source.protocol):
+        raise LearnerError(reason)
     batch_size = batch_size or episodes_at_once(learner, source)
     columns: list[dict[str, NDArray[np.int64]]] = []
     done = 0
@@ -155,7 +162,8 @@ def _answered(
                 yield batch, learner.answer_features(batch)
             return
     for batch in source.batches(0, episodes, batch_size):
-        batch = _to_device(batch, _device(learner, batch.class_ids.device))
+        device = _device(learner, batch.class_ids.device)
+        batch = with_each(batch, methodcaller("to", device))
         yield batch, learner.answer(batch)
 
 
@@ -178,10 +186,11 @@ def _rows(
         labels, presentation = batch.query_labels, torch.zeros_like(batch.query_labels)
     else:
         labels, presentation = batch.labels, batch.presentation
-    if logits.shape != (*labels.shape, batch.way):
+    expected = (*labels.shape, label_units(learner.labels, batch.way))
+    if logits.shape != expected:
         raise LearnerError(
             f"{type(learner).__name__} answered with logits of shape {tuple(logits.shape)}; "
-            f"{(*labels.shape, batch.way)} (episode, answer, way) were asked: see fewshot.check_learner"
+            f"{expected} (episode, answer, unit) were asked: see fewshot.check_learner"
         )
     asked = torch.ones_like(labels, dtype=torch.bool)
     if isinstance(batch, StreamBatch) and learner.presentations is not None:
@@ -197,7 +206,7 @@ def _rows(
         "class_id": batch.class_ids.gather(1, labels),
         "label": labels,
         "presentation": presentation,
-        "answer": logits.argmax(dim=-1),
+        "answer": named_labels(learner, batch, logits),
     }
     return {name: values[asked].cpu().numpy() for name, values in rows.items()}
 
@@ -241,22 +250,13 @@ def _device(learner: Learner, otherwise: torch.device) -> torch.device:
     return otherwise if tensor is None else tensor.device
 
 
-def _to_device(batch: EpisodeBatch, device: torch.device) -> EpisodeBatch:
-    def move(value: Tensor | Support | int) -> Tensor | Support | int:
-        if isinstance(value, Support):
-            return Support(*(move(part) for part in value))  # type: ignore[arg-type]
-        return value.to(device) if isinstance(value, Tensor) else value
-
-    return type(batch)(*(move(part) for part in batch))  # type: ignore[arg-type]
-
-
 def _describe(protocol: Protocol) -> str:
     if isinstance(protocol, KShot):
         way, shot = (
             "-".join(str(end) for end in sorted(set(bounds(v)))) for v in (protocol.way, protocol.shot)
         )
         return f"{way}-way {shot}-shot"
-    return f"{protocol.way}-way stream of {protocol.length}, {protocol.counts} counts"
+    return f"{protocol.way}-way stream of {protocol.length}, {protocol.manner}"
 
 
 def _ordinal(number: int) -> str:

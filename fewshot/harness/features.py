@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fewshot.episodes.batch import EpisodeBatch, KShotBatch, StreamBatch, Support
-from fewshot.episodes.source import EpisodeIndices, EpisodeSource, presentation
+from fewshot.episodes.batch import EpisodeBatch, StreamBatch
+from fewshot.episodes.source import EpisodeIndices, EpisodeSource
 from fewshot.learners.embedding import EmbeddingLearner, embed_in_parts, images_at_once
 
 FEATURE_BYTES = 2**30
@@ -51,12 +51,9 @@ def embed_drawings(
 
 def with_features(indices: EpisodeIndices, features: Features) -> EpisodeBatch:
     """Episodes as `EpisodeSource.render` gives them, with (batch, image, feature) in place of images."""
-    class_ids, rows, turns, labels, support = indices.each(lambda part: part.to(features.values.device))
-    shown = features.values[features.place[turns, rows]]
-    if not support:
-        return StreamBatch(shown, labels, presentation(labels, indices.way), class_ids, indices.way)
-    learned = Support(shown[:, :support], labels[:, :support], indices.way)
-    return KShotBatch(learned, shown[:, support:], labels[:, support:], class_ids)
+    indices = indices.each(lambda part: part.to(features.values.device))
+    shown = features.values[features.place[indices.turns, indices.images]]
+    return indices.batch(shown[:, : indices.support], shown[:, indices.support :])
 
 
 def _images(source: EpisodeSource, rows: Tensor, turns: Tensor) -> Tensor:

@@ -183,7 +183,7 @@ def _record_fields(job: Job, test: PlannedTest, learner: Learner, evaluation: Ev
     }
     if isinstance(settings, KShotSettings):
         return fields | {"shot": settings.shot, "query": settings.query}
-    return fields | {"length": settings.length, "counts": settings.counts, "labels": "one_hot"}
+    return fields | {"length": settings.length, "counts": settings.counts, "labels": settings.labels}
 
 
 def _training_fields(job: Job, split: Split, log: TrainLog) -> dict[str, Any]:

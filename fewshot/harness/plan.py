@@ -16,13 +16,13 @@ from fewshot.data.catalogue import load_dataset
 from fewshot.data.locations import cache_root
 from fewshot.data.split import ClassPool, Split
 from fewshot.data.splits import split_classes
-from fewshot.episodes.protocol import Stream, bounds
+from fewshot.episodes.protocol import KShot, Stream, bounds
 from fewshot.episodes.sampler import SAMPLER_VERSION, EpisodeSampler
 from fewshot.errors import FewshotError, LearnerError, RecordError
 from fewshot.harness.checkpoint import file_sha256, load_learner
-from fewshot.harness.config import DataSettings, KShotSettings, LearnerSettings, Suite, Test
+from fewshot.harness.config import DataSettings, LearnerSettings, Suite, Test
 from fewshot.harness.record import record_key
-from fewshot.harness.train import TRAINING_VERSION, training_pools, validation_protocol
+from fewshot.harness.train import TRAINING_VERSION, check_askable, training_pools, validation_protocol
 from fewshot.learners.base import Learner
 from fewshot.learners.registry import build_learner, learner_class, telling_options
 
@@ -79,11 +79,10 @@ class PlannedTest:
 
     @property
     def label(self) -> str:
-        settings = self.settings
+        settings, protocol = self.settings, self.settings.build()
         turned = " rotated" if self.pool.rotated else ""
-        if isinstance(settings, KShotSettings):
-            return f"{settings.way}-way {settings.shot}-shot{turned}"
-        return f"{settings.way}-way stream, {settings.counts} counts{turned}"
+        setting = f"{protocol.shot}-shot" if isinstance(protocol, KShot) else f"stream, {protocol.manner}"
+        return f"{settings.way}-way {setting}{turned}"
 
     def sampler(self, device: str) -> EpisodeSampler:
         protocol = self.settings.build()
@@ -119,8 +118,9 @@ def training_key(job: Job, split: Split) -> str:
 
 def planned_tests(job: Job, split: Split, train_key: str) -> Iterator[PlannedTest]:
     """The tests of a suite that the learner can answer."""
+    learner = untrained(job.learner, split)
     for settings in job.suite.test:
-        if not answers(job.learner, settings):
+        if learner.refusal(settings.build()):
             continue
         few = job.learner.stream_episodes if isinstance(settings.build(), Stream) else None
         for rotated in settings.rotated:
@@ -138,17 +138,19 @@ def planned_tests(job: Job, split: Split, train_key: str) -> Iterator[PlannedTes
             yield PlannedTest(settings, pool, episodes, key)
 
 
-def answers(learner: LearnerSettings, test: Test) -> bool:
-    """Whether the learner answers episodes of the test's way."""
-    return not learner_class(learner.id).fixed_way or test.way == learner.train.episodes.way
-
-
 def fresh_learner(settings: LearnerSettings, train_seed: int, split: Split) -> Learner:
     """The learner with the weights that its seed gives."""
     with torch.random.fork_rng():
         torch.manual_seed(train_seed)
         way = bounds(settings.train.episodes.way)[1]
         return build_learner(settings.id, split.train.image_set.image_shape, way, settings.options)
+
+
+def untrained(settings: LearnerSettings, split: Split) -> Learner:
+    """The learner to be asked what it answers: with the weights it is to adopt, or with any."""
+    if settings.weights:
+        return load_learner(settings.weights, options=settings.options)
+    return fresh_learner(settings, 0, split)
 
 
 def chosen_learners(suite: Suite, only: tuple[str, ...]) -> list[LearnerSettings]:
@@ -170,11 +172,10 @@ def check_suite(suite: Suite, chosen: list[LearnerSettings], training: Split, te
         )
     for settings in chosen:
         check_learner_settings(settings, training)
-        if not any(answers(settings, test) for test in suite.test):
-            raise RecordError(
-                f"suite {suite.name} has no test for {settings.id!r}, which answers only the way it is "
-                f"trained for, {settings.train.episodes.way}: add a test of that way or train with another"
-            )
+        learner = untrained(settings, training)
+        reasons = [learner.refusal(test.build()) for test in suite.test]
+        if all(reasons):
+            raise RecordError(f"suite {suite.name} has no test for {settings.id!r}: {reasons[0]}")
     for test in suite.test:
         for rotated in test.rotated:
             EpisodeSampler(
@@ -193,6 +194,7 @@ def check_learner_settings(settings: LearnerSettings, split: Split) -> None:
     if not learner.trainable:
         return
     train = settings.train
+    check_askable(learner, train)
     if train.augment:
         train.augment.build()
     protocols = (train.episodes.build(), validation_protocol(train))

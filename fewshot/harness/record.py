@@ -44,7 +44,8 @@ ANSWERS_SCHEMA = pa.schema(
 
 class_id: position in the class pool; label: the class's label in this episode; presentation: 0 for K-shot,
 else 1 for the first time the class is seen; correct of count answers are right; answers: the label answered
-for each query, in episode order. A presentation that was not asked has no row.
+for each query, in episode order, -1 for a string that no class of the episode has. A presentation that was
+not asked has no row.
 """
 
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]

@@ -81,14 +81,15 @@ def train(
 
     state_path: a file to which the run is saved every half minute and from which it goes on if it is there;
     it is the caller's to delete. stop_when: asked after each look at the validation classes, whether that is
-    enough. Raises EpisodeError where a side cannot supply the episodes, LearnerError where the run would not
-    fit in memory and where the loss is no longer finite.
+    enough. Raises EpisodeError where a side cannot supply the episodes, LearnerError where the learner cannot
+    be asked them, where the run would not fit in memory and where the loss is no longer finite.
 
     On a GPU nothing in a step waits for the device: numbers are looked at every LOG_EVERY_STEPS steps only.
     """
     settings = settings or TrainSettings()
     if not learner.trainable:
         raise LearnerError(f"{type(learner).__name__} has nothing to train: use fewshot.calibrate")
+    check_askable(learner, settings)
     device = next((p.device for p in learner.parameters()), torch.device("cpu"))
     train_pool, val_pool = training_pools(split, settings)
     augment = settings.augment.build() if settings.augment else None
@@ -150,7 +151,10 @@ def calibrate(learner: Learner, split: Split, log: TrainLog | None = None) -> No
     shown = min(CALIBRATION_SHOWN, int(pool.images_per_class.min()))
     device = next((t.device for t in learner.state_dict().values()), torch.device("cpu"))
     sampler = EpisodeSampler(
-        pool, Stream(way, way * shown, "exact"), episode_seed=_CALIBRATION_SEED, device=device
+        pool,
+        Stream(way, way * shown, "exact", labels=learner.labels),
+        episode_seed=_CALIBRATION_SEED,
+        device=device,
     )
     batch = sampler.batch(0, CALIBRATION_EPISODES)
     assert isinstance(batch, StreamBatch)
@@ -160,6 +164,13 @@ def calibrate(learner: Learner, split: Split, log: TrainLog | None = None) -> No
         drawn = class_draws(batch, len(pool)).cpu()
         counts = log.draws.setdefault(pool.side, torch.zeros_like(drawn))
         counts[: len(pool)] += drawn  # upright classes come first in a pool with turned ones
+
+
+def check_askable(learner: Learner, settings: TrainSettings) -> None:
+    """Raise LearnerError unless the episodes of training and of validation can be put to the learner."""
+    for protocol in (settings.episodes.build(), validation_protocol(settings)):
+        if reason := learner.refusal(protocol):
+            raise LearnerError(reason)
 
 
 def training_pools(split: Split, settings: TrainSettings) -> tuple[ClassPool, ClassPool]:

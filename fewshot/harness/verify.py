@@ -54,7 +54,8 @@ class Verdict:
 
     def __str__(self) -> str:
         record = self.record
-        setting = f"{record.shot}-shot" if record.protocol == "kshot" else f"stream, {record.counts} counts"
+        protocol = protocol_of(record)
+        setting = f"{record.shot}-shot" if isinstance(protocol, KShot) else f"stream, {protocol.manner}"
         turned = ", rotated classes" if record.rotated_test_classes else ""
         name = f"{record.learner}  {record.dataset}  {record.way}-way {setting}{turned}"
         if self.problem:
@@ -114,7 +115,8 @@ def protocol_of(record: Record) -> Protocol:
         return KShot(record.way, record.shot, record.query, record.within_group)
     assert record.length is not None
     assert record.counts is not None
-    return Stream(record.way, record.length, record.counts, record.within_group)
+    labels = record.labels or "one_hot"
+    return Stream(record.way, record.length, record.counts, record.within_group, labels)
 
 
 def _measure_again(folder: Path, record: Record, root: Path | None, episodes: int) -> tuple[float, float]:

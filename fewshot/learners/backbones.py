@@ -209,7 +209,7 @@ def image_encoder(
     downsample: Downsample,
     batch_norm: BatchNormMode,
 ) -> tuple[nn.Module, str | None]:
-    """What stands in front of a memory, (..., channel, height, width) -> (..., feature); its name in tables.
+    """What stands before a memory, (..., channel, height, width) -> (..., feature), and its name in tables.
 
     A `ConvEmbedding`; or, where widths is empty, the pixels as they are: the other options then mean nothing.
     """

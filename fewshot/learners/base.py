@@ -18,9 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewshot.episodes.batch import EpisodeBatch, KShotBatch, StreamBatch, Support
+from fewshot.episodes.labels import Labels
+from fewshot.episodes.protocol import Protocol, Range, Stream, bounds
+from fewshot.errors import LearnerError
 
 State = Any
 """What a learner knows inside a batch of episodes; a (nested) tuple of tensors with the batch first."""
+
+_STRINGS = 'ask it in streams with labels = "string"'
 
 
 class Learner(nn.Module, ABC):
@@ -30,7 +35,10 @@ class Learner(nn.Module, ABC):
     transductive: whether the answer to a K-shot query may depend on the other queries; an option may decide
         it. In a stream one image is asked at a time, so nothing is transductive there.
     label_equivariant: whether permuting the labels permutes the logits exactly (else accuracy only stays).
-    fixed_way: whether the learner answers only the way it was built for.
+    labels: what a label is to the learner: "one_hot" the number of a class, in 0..way-1, and an answer is a
+        logit for each; "string" its code, and an answer is a logit for each value of each letter
+        (`fewshot.episodes.labels`). An option may decide it.
+    fixed_way: whether the learner answers only the way it was built for; an option may decide it.
     batch_norm: "none"; "frozen" (statistics from training); "batch" (of the images shown together).
     trainable: whether there is anything to train.
     backbone_name: what turns images into features, as tables name it; None for learners on pixels.
@@ -43,7 +51,8 @@ class Learner(nn.Module, ABC):
     version: ClassVar[int] = 1
     transductive: bool = False
     label_equivariant: ClassVar[bool] = True
-    fixed_way: ClassVar[bool] = False
+    labels: Labels = "one_hot"
+    fixed_way: bool = False
     batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "none"
     trainable: ClassVar[bool] = True
     backbone_name: str | None = None
@@ -64,32 +73,69 @@ class Learner(nn.Module, ABC):
     def observe(self, state: State, image: Tensor, label: Tensor) -> State:
         """Learn one labelled image per episode.
 
-        image: (batch, channel, height, width); label: (batch,).
+        image: (batch, channel, height, width); label: (batch,), or (batch, letter) where labels are strings.
         """
 
     @abstractmethod
     def predict(self, state: State, images: Tensor) -> Tensor:
         """Name images without learning from them.
 
-        images: (batch, image, channel, height, width) -> logits (batch, image, way).
+        images: (batch, image, channel, height, width) -> logits (batch, image, way), or of strings' letters
+        (batch, image, letter * value).
         """
 
     def adapt(self, support: Support) -> State:
         """The state after the whole support set; by default, its images observed in their order."""
-        return observe_in_turn(self.observe, self.start(len(support.images), support.way), support)
+        start = self.start(len(support.images), support.way)
+        return observe_in_turn(self.observe, start, support.images, support.labels)
 
     def stream(self, batch: StreamBatch) -> Tensor:
         """Name each image, then be shown its label: (batch, length, way) logits.
 
         Logits where nothing is `asked` are unspecified, even NaN. Override it for speed only.
         """
-        return name_in_turn(self.predict, self.observe, self.start(len(batch.images), batch.way), batch)
+        start = self.start(len(batch.images), batch.way)
+        return name_in_turn(self.predict, self.observe, start, batch.images, self.shown(batch))
+
+    def shown(self, batch: StreamBatch) -> Tensor:
+        """The labels of a stream as `observe` takes them: (batch, length), or (batch, length, letter)."""
+        if self.labels == "one_hot":
+            return batch.labels
+        if batch.codes is None:
+            raise LearnerError(
+                f"{type(self).__name__} reads strings, and these streams have none: {_STRINGS}"
+            )
+        return batch.strings
 
     def asked(self, batch: StreamBatch) -> Tensor:
         """The steps of a stream that the learner answers, as `presentations` says: (batch, length) bool."""
         if self.presentations is None:
             return torch.ones_like(batch.presentation, dtype=torch.bool)
         return torch.isin(batch.presentation, batch.presentation.new_tensor(self.presentations))
+
+    def refusal(self, protocol: Protocol) -> str | None:
+        """Why the learner cannot be asked under a protocol, in one line; None where it can.
+
+        To a label-equivariant learner a label is a mere name, which a string is as well.
+        """
+        name = type(self).__name__
+        strings = isinstance(protocol, Stream) and protocol.labels == "string"
+        if self.labels == "string":
+            return None if strings else f"{name} answers with strings: {_STRINGS}"
+        if strings and not self.label_equivariant:
+            return f'{name} answers with a unit for each label: train one with the option labels = "string"'
+        return self.way_refusal(protocol.way)
+
+    def way_refusal(self, way: Range) -> str | None:
+        """Why the learner cannot answer episodes of this way, in one line; None where it can."""
+        low, high = bounds(way)
+        if not self.fixed_way or low == high == self.way:
+            return None
+        asked = f"{low}-way" if low == high else f"{low}- to {high}-way"
+        return (
+            f"{type(self).__name__} was built for {self.way}-way episodes and cannot answer {asked} ones: "
+            f"train one with way {high}"
+        )
 
     def answer(self, batch: EpisodeBatch) -> Tensor:
         """Logits for all that is asked: (batch, way * query, way) or (batch, length, way)."""
@@ -110,10 +156,10 @@ class Learner(nn.Module, ABC):
 
 
 def observe_in_turn(
-    observe: Callable[[State, Tensor, Tensor], State], state: State, support: Support
+    observe: Callable[[State, Tensor, Tensor], State], state: State, images: Tensor, labels: Tensor
 ) -> State:
-    """The state after a support set, image by image in its order."""
-    for image, label in zip(support.images.unbind(1), support.labels.unbind(1), strict=True):
+    """The state after images with their labels, one by one in their order."""
+    for image, label in zip(images.unbind(1), labels.unbind(1), strict=True):
         state = observe(state, image, label)
     return state
 
@@ -122,11 +168,12 @@ def name_in_turn(
     predict: Callable[[State, Tensor], Tensor],
     observe: Callable[[State, Tensor, Tensor], State],
     state: State,
-    batch: StreamBatch,
+    images: Tensor,
+    labels: Tensor,
 ) -> Tensor:
     """(batch, length, way) logits of a stream: each image is named, then observed with its label."""
     logits = []
-    for image, label in zip(batch.images.unbind(1), batch.labels.unbind(1), strict=True):
+    for image, label in zip(images.unbind(1), labels.unbind(1), strict=True):
         logits.append(predict(state, image.unsqueeze(1)).squeeze(1))
         state = observe(state, image, label)
     return torch.stack(logits, dim=1)

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from fewshot.episodes.batch import EpisodeBatch, KShotBatch, StreamBatch, Support, some_episodes
+from fewshot.episodes.labels import draw_codes, label_units
 from fewshot.episodes.source import presentation
 from fewshot.errors import LearnerError
-from fewshot.learners.base import Learner
+from fewshot.learners.base import Learner, State, observe_in_turn
 from fewshot.learners.embedding import EmbeddingLearner
+from fewshot.learners.naming import named_labels
 
 BATCH, SHOT, QUERY = 3, 2, 2
 PERMUTED_EPISODES = 32
@@ -33,6 +35,7 @@ class BrokenPromiseError(Exception):
 def check_learner(learner: Learner, *, tolerance: float = 1e-5, seed: int = 0) -> None:
     """Return if the learner keeps its promises; otherwise raise LearnerError, which names all broken ones.
 
+    A learner of strings is asked in streams alone, and what is promised of K-shot episodes is not checked.
     The learner itself is not touched: each promise is checked on a copy, in the learner's floating-point type
     and on its device. tolerance: how far answers may lie apart that should be the same, as a fraction of the
     largest logit (at least of 1). seed: of the made-up episodes.
@@ -67,8 +70,18 @@ class _Probe:
         self._device, self._dtype = like.device, like.dtype
         self._image_shape = learner.image_shape
         self._way = learner.way
+        self._labels = learner.labels
         self._tolerance = tolerance
         self._generator = torch.Generator().manual_seed(seed)
+
+    def episodes(self, batch: int = BATCH, way: int | None = None) -> dict[str, EpisodeBatch]:
+        """Of each protocol under which the learner can be asked, by its name."""
+        stream = self.stream(batch, way)
+        return (
+            {"stream": stream}
+            if self._labels == "string"
+            else {"K-shot": self.kshot(batch, way), "stream": stream}
+        )
 
     def kshot(self, batch: int = BATCH, way: int | None = None) -> KShotBatch:
         way = way or self._way
@@ -83,7 +96,11 @@ class _Probe:
         labels = self._shuffled(batch, way, SHOT + 1)
         images = self._images(self._patterns(batch, way), labels)
         class_ids = torch.arange(way, device=self._device).expand(batch, -1)
-        return StreamBatch(images, labels, presentation(labels, way), class_ids, way)
+        codes = None
+        if self._labels == "string":
+            keys = torch.randint(2**62, (batch, 1), generator=self._generator)
+            codes = draw_codes(keys, way).to(self._device)
+        return StreamBatch(images, labels, presentation(labels, way), class_ids, way, codes)
 
     def same(self, answers: Tensor, others: Tensor, complaint: str) -> None:
         """Raise the complaint, with the difference, unless the answers agree."""
@@ -114,13 +131,9 @@ class _Probe:
 def _shapes(learner: Learner, probe: _Probe) -> None:
     ways = [learner.way] if learner.fixed_way else [learner.way, learner.way + 1]
     for way in ways:
-        kshot, stream = probe.kshot(way=way), probe.stream(way=way)
-        for name, batch, labels in (
-            ("K-shot", kshot, kshot.query_labels),
-            ("stream", stream, stream.labels),
-        ):
+        for name, batch in probe.episodes(way=way).items():
             answers = learner.answer(batch)
-            expected = [*labels.shape, way]
+            expected = [*_labels_asked_for(batch).shape, label_units(learner.labels, way)]
             if list(answers.shape) != expected:
                 raise BrokenPromiseError(
                     f"{way}-way {name} should give {expected}; got {list(answers.shape)}"
@@ -128,31 +141,28 @@ def _shapes(learner: Learner, probe: _Probe) -> None:
 
 
 def _finite(learner: Learner, probe: _Probe) -> None:
-    for name, batch in (("K-shot", probe.kshot()), ("stream", probe.stream())):
+    for name, batch in probe.episodes().items():
         if not _answer(learner, batch).isfinite().all():
             raise BrokenPromiseError(f"some {name} logits are infinite or not a number")
 
 
 @torch.no_grad()
 def _state_is_a_value(learner: Learner, probe: _Probe) -> None:
-    one, two = probe.kshot(), probe.kshot()
-    state = learner.adapt(one.support)
+    (state, images, _), (other, other_images, labels) = (_taught(learner, probe) for _ in range(2))
     before = [tensor.clone() for tensor in _tensors(state)]
-    first = learner.predict(state, one.query_images)
-    learner.predict(learner.adapt(two.support), two.query_images)
-    learner.observe(state, two.query_images[:, 0], two.query_labels[:, 0])
+    first = learner.predict(state, images)
+    learner.predict(other, other_images)
+    learner.observe(state, other_images[:, 0], labels[:, 0])
     if not _identical(before, _tensors(state)):
         raise BrokenPromiseError("observe or predict writes into the state passed in")
-    probe.same(
-        first, learner.predict(state, one.query_images), "another episode in between changes an answer"
-    )
+    probe.same(first, learner.predict(state, images), "another episode in between changes an answer")
 
 
 def _evaluation_changes_nothing(learner: Learner, probe: _Probe) -> None:
     kept = [*learner.parameters(), *learner.buffers()]
     before = [tensor.clone() for tensor in kept]
-    _answer(learner, probe.kshot())
-    _answer(learner, probe.stream())
+    for batch in probe.episodes().values():
+        _answer(learner, batch)
     names = [name for name, _ in (*learner.named_parameters(), *learner.named_buffers())]
     after = [*learner.parameters(), *learner.buffers()]
     if len(after) != len(before):
@@ -165,17 +175,14 @@ def _evaluation_changes_nothing(learner: Learner, probe: _Probe) -> None:
 
 
 def _batch_is_episodes(learner: Learner, probe: _Probe) -> None:
-    kshot, stream = probe.kshot(), probe.stream()
-    for name, batch, parts in (
-        ("K-shot", kshot, [some_episodes(kshot, slice(i, i + 1)) for i in range(BATCH)]),
-        ("stream", stream, [some_episodes(stream, slice(i, i + 1)) for i in range(BATCH)]),
-    ):
+    for name, batch in probe.episodes().items():
+        parts = [some_episodes(batch, slice(i, i + 1)) for i in range(BATCH)]
         alone = torch.cat([_answer(learner, part) for part in parts])
         probe.same(_answer(learner, batch), alone, f"{name} episodes side by side and alone")
 
 
 def _queries_are_apart(learner: Learner, probe: _Probe) -> None:
-    if learner.transductive:
+    if learner.transductive or learner.labels == "string":
         return
     batch, other = probe.kshot(), probe.kshot()
     changed = torch.cat([batch.query_images[:, :1], other.query_images[:, 1:]], dim=1)
@@ -192,12 +199,13 @@ def _queries_are_apart(learner: Learner, probe: _Probe) -> None:
 
 def _labels_are_names(learner: Learner, probe: _Probe) -> None:
     if learner.label_equivariant:
-        for name, batch in (("K-shot", probe.kshot()), ("stream", probe.stream())):
+        for name, batch in probe.episodes().items():
             permutation = torch.randperm(batch.way, device=batch.class_ids.device)
             permuted = _answer(learner, _relabelled(batch, permutation))[..., permutation]
             probe.same(_answer(learner, batch), permuted, f"permuting labels does not permute {name} logits")
         return
-    batch = probe.kshot(PERMUTED_EPISODES)
+    asked = probe.stream if learner.labels == "string" else probe.kshot
+    batch = asked(PERMUTED_EPISODES)
     shift = torch.arange(batch.way, device=batch.class_ids.device).roll(1)
     permuted = _relabelled(batch, shift)
     gain = _accuracy(learner, batch) - _accuracy(learner, permuted)
@@ -210,13 +218,15 @@ def _labels_are_names(learner: Learner, probe: _Probe) -> None:
 
 
 def _labels_asked_for_are_hidden(learner: Learner, probe: _Probe) -> None:
-    kshot, stream = probe.kshot(), probe.stream()
-    others = (kshot.query_labels + 1) % kshot.way
-    probe.same(
-        _answer(learner, kshot),
-        _answer(learner, kshot._replace(query_labels=others)),
-        "an answer changes with the labels of the queries",
-    )
+    if learner.labels == "one_hot":
+        kshot = probe.kshot()
+        others = (kshot.query_labels + 1) % kshot.way
+        probe.same(
+            _answer(learner, kshot),
+            _answer(learner, kshot._replace(query_labels=others)),
+            "an answer changes with the labels of the queries",
+        )
+    stream = probe.stream()
     middle = stream.labels.shape[1] // 2
     labels = stream.labels.clone()
     labels[:, middle:] = (labels[:, middle:] + 1) % stream.way
@@ -241,6 +251,8 @@ def _stream_is_observe_and_predict(learner: Learner, probe: _Probe) -> None:
 
 @torch.no_grad()
 def _adapt_is_observe(learner: Learner, probe: _Probe) -> None:
+    if learner.labels == "string":
+        return
     batch = probe.kshot()
     at_once, in_turn = learner.adapt(batch.support), Learner.adapt(learner, batch.support)
     probe.same(
@@ -260,18 +272,20 @@ def _features_stand_for_images(learner: Learner, probe: _Probe) -> None:
         alone = [learner.embed(image.unsqueeze(0)) for image in images.flatten(0, 1)]
         return torch.cat(alone).view(*images.shape[:2], -1)
 
-    kshot, stream = probe.kshot(), probe.stream()
-    support = kshot.support._replace(images=embedded(kshot.support.images))
-    features: EpisodeBatch = kshot._replace(support=support, query_images=embedded(kshot.query_images))
     complaint = "answers to images and to their features, each image embedded by itself"
-    probe.same(_answer(learner, kshot), learner.answer_features(features), f"K-shot {complaint}")
-    asked = learner.asked(stream)
-    answers = learner.answer_features(stream._replace(images=embedded(stream.images)))
-    probe.same(learner.answer(stream)[asked], answers[asked], f"stream {complaint}")
+    for name, batch in probe.episodes().items():
+        features: EpisodeBatch
+        if isinstance(batch, KShotBatch):
+            support = batch.support._replace(images=embedded(batch.support.images))
+            features = batch._replace(support=support, query_images=embedded(batch.query_images))
+        else:
+            features = batch._replace(images=embedded(batch.images))
+        answers = _where_asked(learner, batch, learner.answer_features(features))
+        probe.same(_answer(learner, batch), answers, f"{name} {complaint}")
 
 
 def _deterministic(learner: Learner, probe: _Probe) -> None:
-    for name, batch in (("K-shot", probe.kshot()), ("stream", probe.stream())):
+    for name, batch in probe.episodes().items():
         probe.same(_answer(learner, batch), _answer(learner, batch), f"asked twice, {name} answers")
 
 
@@ -280,7 +294,7 @@ def _saved_and_loaded(learner: Learner, probe: _Probe) -> None:
     for tensor in loaded.state_dict().values():
         tensor.zero_()
     learner.calibrate(probe.stream())
-    batches: tuple[EpisodeBatch, ...] = (probe.kshot(), probe.stream())
+    batches = probe.episodes().values()
     expected = [_answer(learner, batch) for batch in batches]
     file = io.BytesIO()
     torch.save(learner.state_dict(), file)
@@ -294,7 +308,7 @@ def _trains(learner: Learner, probe: _Probe) -> None:
     if not learner.trainable:
         return
     learner.train()
-    for name, batch in (("K-shot", probe.kshot()), ("stream", probe.stream())):
+    for name, batch in probe.episodes().items():
         loss = learner.loss(batch)
         if loss.ndim or not loss.isfinite():
             raise BrokenPromiseError(f"the {name} loss is not one finite number: {loss}")
@@ -329,21 +343,40 @@ PROMISES: Mapping[str, Callable[[Learner, _Probe], None]] = {
 
 @torch.no_grad()
 def _answer(learner: Learner, batch: EpisodeBatch) -> Tensor:
+    return _where_asked(learner, batch, learner.answer(batch))
+
+
+def _where_asked(learner: Learner, batch: EpisodeBatch, answers: Tensor) -> Tensor:
     """The answers, with zeros where a stream asks nothing: what stands there is nobody's promise."""
-    answers = learner.answer(batch)
     if isinstance(batch, KShotBatch):
         return answers
     return answers.masked_fill(~learner.asked(batch).unsqueeze(-1), 0)
 
 
-def _accuracy(learner: Learner, batch: KShotBatch) -> Tensor:
+def _taught(learner: Learner, probe: _Probe) -> tuple[State, Tensor, Tensor]:
+    """What is known after some labelled images; other images, and their labels as `observe` takes them."""
+    if learner.labels == "one_hot":
+        kshot = probe.kshot()
+        return learner.adapt(kshot.support), kshot.query_images, kshot.query_labels
+    stream = probe.stream()
+    images, labels, half = stream.images, learner.shown(stream), stream.labels.shape[1] // 2
+    state = learner.start(BATCH, stream.way)
+    state = observe_in_turn(learner.observe, state, images[:, :half], labels[:, :half])
+    return state, images[:, half:], labels[:, half:]
+
+
+def _labels_asked_for(batch: EpisodeBatch) -> Tensor:
+    return batch.query_labels if isinstance(batch, KShotBatch) else batch.labels
+
+
+def _accuracy(learner: Learner, batch: EpisodeBatch) -> Tensor:
     """(batch,)."""
-    right = _answer(learner, batch).argmax(-1) == batch.query_labels
+    right = named_labels(learner, batch, _answer(learner, batch)) == _labels_asked_for(batch)
     return right.double().mean(1)
 
 
 def _relabelled(batch: EpisodeBatch, permutation: Tensor) -> Any:
-    """Label c becomes permutation[c]."""
+    """Label c becomes permutation[c], and where labels are strings, the class behind it takes that string."""
     if isinstance(batch, KShotBatch):
         support = batch.support._replace(labels=permutation[batch.support.labels])
         return batch._replace(support=support, query_labels=permutation[batch.query_labels])

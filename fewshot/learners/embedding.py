@@ -43,12 +43,14 @@ class EmbeddingLearner(Learner):
     def adapt_features(self, support: Support) -> State:
         """The state after the whole support set; by default, its images observed in their order."""
         start = self.start(len(support.images), support.way)
-        return observe_in_turn(self.observe_features, start, support)
+        return observe_in_turn(self.observe_features, start, support.images, support.labels)
 
     def stream_features(self, batch: StreamBatch) -> Tensor:
         """Name each image, then be shown its label: (batch, length, way) logits."""
         start = self.start(len(batch.images), batch.way)
-        return name_in_turn(self.predict_features, self.observe_features, start, batch)
+        return name_in_turn(
+            self.predict_features, self.observe_features, start, batch.images, self.shown(batch)
+        )
 
     def answer_features(self, batch: EpisodeBatch) -> Tensor:
         """Logits for all that is asked: (batch, way * query, way) or (batch, length, way)."""

@@ -7,6 +7,7 @@ a memory's reads: then what is missing is the memory alone.
 
 from typing import ClassVar, Literal
 
+from fewshot.episodes.labels import Labels, label_units
 from fewshot.learners.backbones import Downsample, feature_size, image_encoder
 from fewshot.learners.options import check_at_least
 from fewshot.learners.recurrent import RecurrentLearner
@@ -17,7 +18,7 @@ class Lstm(RecurrentLearner):
     """An LSTM over (embedding, previous label)."""
 
     batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
-    added_options: ClassVar[frozenset[str]] = frozenset({"skip", "metric_weight"})
+    added_options: ClassVar[frozenset[str]] = frozenset({"skip", "metric_weight", "labels"})
 
     def __init__(
         self,
@@ -31,12 +32,15 @@ class Lstm(RecurrentLearner):
         hidden_size: int = 200,
         skip: bool = False,
         metric_weight: float = 0.0,
+        labels: Labels = "one_hot",
     ) -> None:
         check_at_least(1, hidden_size=hidden_size)
         size = feature_size(image_shape, widths, embedding_size)
-        cell = LstmCell(size, way, hidden_size=hidden_size, skip=skip)
+        cell = LstmCell(size, label_units(labels, way), hidden_size=hidden_size, skip=skip)
         encoder, backbone_name = image_encoder(
             image_shape, widths, embedding_size, downsample=downsample, batch_norm=batch_norm
         )
-        super().__init__(image_shape, way, encoder=encoder, cell=cell, metric_weight=metric_weight)
+        super().__init__(
+            image_shape, way, encoder=encoder, cell=cell, metric_weight=metric_weight, labels=labels
+        )
         self.backbone_name = backbone_name

@@ -56,7 +56,7 @@ class GradientLearner(Learner):
     """
 
     label_equivariant: ClassVar[bool] = False
-    fixed_way: ClassVar[bool] = True
+    fixed_way: bool = True
     batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "batch"
     presentations: ClassVar[tuple[int, ...] | None] = (1, 2, 3, 5, 10)
 
@@ -105,8 +105,8 @@ class GradientLearner(Learner):
         self.downsample = downsample
 
     def start(self, batch: int, way: int) -> Adapted:
-        if way != self.way:
-            raise LearnerError(f"{type(self).__name__} was built for {self.way}-way episodes; got {way}-way")
+        if reason := self.way_refusal(way):
+            raise LearnerError(reason)
         images = self.head.bias.new_zeros(batch, 0, *self.image_shape)
         return Adapted(images, torch.zeros(batch, 0, dtype=torch.int64, device=images.device))
 

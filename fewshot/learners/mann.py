@@ -9,6 +9,7 @@ is the network as published.
 
 from typing import ClassVar, Literal
 
+from fewshot.episodes.labels import Labels, label_units
 from fewshot.errors import LearnerError
 from fewshot.learners.backbones import Downsample, feature_size, image_encoder
 from fewshot.learners.options import check_at_least, check_fraction
@@ -27,7 +28,7 @@ class Mann(RecurrentLearner):
     """
 
     batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
-    added_options: ClassVar[frozenset[str]] = frozenset({"intervention", "metric_weight"})
+    added_options: ClassVar[frozenset[str]] = frozenset({"intervention", "metric_weight", "labels"})
 
     def __init__(
         self,
@@ -50,6 +51,7 @@ class Mann(RecurrentLearner):
         tie: bool = True,
         metric_weight: float = 0.0,
         intervention: Intervention = "none",
+        labels: Labels = "one_hot",
     ) -> None:
         check_at_least(1, hidden_size=hidden_size, word_size=word_size, read_heads=read_heads)
         if num_slots < read_heads:
@@ -72,7 +74,7 @@ class Mann(RecurrentLearner):
         )
         cell = MemoryCell(
             feature_size(image_shape, widths, embedding_size),
-            way,
+            label_units(labels, way),
             controller=controller,
             hidden_size=hidden_size,
             memory=memory,
@@ -82,5 +84,7 @@ class Mann(RecurrentLearner):
         encoder, backbone_name = image_encoder(
             image_shape, widths, embedding_size, downsample=downsample, batch_norm=batch_norm
         )
-        super().__init__(image_shape, way, encoder=encoder, cell=cell, metric_weight=metric_weight)
+        super().__init__(
+            image_shape, way, encoder=encoder, cell=cell, metric_weight=metric_weight, labels=labels
+        )
         self.backbone_name = backbone_name

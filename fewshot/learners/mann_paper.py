@@ -9,8 +9,11 @@ and controller zero, a memory of one small constant, all heads looking at slot 0
 ReLU in the feedforward controller.
 """
 
+from typing import ClassVar
+
 from torch import nn
 
+from fewshot.episodes.labels import Labels, label_units
 from fewshot.learners.options import check_at_least, check_fraction
 from fewshot.learners.recurrent import RecurrentLearner
 from fewshot.memory.cell import MemoryCell
@@ -21,6 +24,8 @@ from fewshot.memory.lrua import Lrua
 class MannPaper(RecurrentLearner):
     """Memory-augmented network as the paper describes it."""
 
+    added_options: ClassVar[frozenset[str]] = frozenset({"labels"})
+
     def __init__(
         self,
         image_shape: tuple[int, int, int],
@@ -29,16 +34,17 @@ class MannPaper(RecurrentLearner):
         controller: ControllerKind = "lstm",
         hidden_size: int = 200,
         usage_decay: float = 0.99,
+        labels: Labels = "one_hot",
     ) -> None:
         check_at_least(1, hidden_size=hidden_size)
         check_fraction(usage_decay=usage_decay)
         channel, height, width = image_shape
         cell = MemoryCell(
             channel * height * width,
-            way,
+            label_units(labels, way),
             controller=controller,
             hidden_size=hidden_size,
             memory=Lrua(usage_decay=usage_decay),
             tie=False,
         )
-        super().__init__(image_shape, way, encoder=nn.Flatten(-3), cell=cell)
+        super().__init__(image_shape, way, encoder=nn.Flatten(-3), cell=cell, labels=labels)

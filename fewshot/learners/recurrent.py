@@ -4,6 +4,9 @@ At step t the network sees (image_t, label_{t-1}) and names image_t. So a label 
 after `observe` the state holds the label shown last as pending, and the next image, whether to be learned
 or only to be named, arrives together with it. A query is answered by one such step from its own copy of the
 state, and the copy is dropped: no query learns from another.
+
+A label is shown as one of `way` units, or, where it is a string, as five groups of five, which binds the
+learner to no way (the paper's section 4.1).
 """
 
 from typing import Any, ClassVar, NamedTuple
@@ -13,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewshot.episodes.batch import EpisodeBatch, StreamBatch, Support
+from fewshot.episodes.labels import LETTERS, VALUES, Labels, label_units
 from fewshot.errors import LearnerError
 from fewshot.learners.embedding import EmbeddingLearner
 from fewshot.learners.metric import across_episodes_loss
@@ -20,7 +24,7 @@ from fewshot.memory.cell import Cell
 
 
 class RecurrentState(NamedTuple):
-    """cell: the cell's own state; pending: (batch, way), the last label as one-hot, or zeros at first."""
+    """cell: the cell's own state; pending: (batch, unit), the last label as units, or zeros at first."""
 
     cell: Any
     pending: Tensor
@@ -29,7 +33,6 @@ class RecurrentState(NamedTuple):
 class RecurrentLearner(EmbeddingLearner):
     """An encoder of images, a cell, and a linear read-out; subclasses choose the first two."""
 
-    fixed_way: ClassVar[bool] = True
     label_equivariant: ClassVar[bool] = False
 
     def __init__(
@@ -39,10 +42,13 @@ class RecurrentLearner(EmbeddingLearner):
         *,
         encoder: nn.Module,
         cell: Cell,
+        labels: Labels = "one_hot",
         metric_weight: float = 0.0,
     ) -> None:
-        """metric_weight: how much `across_episodes_loss` of the features weighs beside the answers' loss in
-        training on streams. LearnerError for a negative one, and where the encoder has no weights.
+        """cell: one that takes labels of `label_units(labels, way)` units. metric_weight: how much
+        `across_episodes_loss` of the features weighs beside the answers' loss in training on streams.
+
+        LearnerError for a negative metric_weight, and for one where the encoder has no weights.
         """
         super().__init__(image_shape, way)
         if metric_weight < 0 or (metric_weight and not any(True for _ in encoder.parameters())):
@@ -51,18 +57,19 @@ class RecurrentLearner(EmbeddingLearner):
                 f"trains the encoder; got {metric_weight}"
             )
         self.metric_weight = metric_weight
+        self.labels = labels
+        self.fixed_way = labels == "one_hot"
         self.encoder = encoder
         self.cell = cell
-        self.output = nn.Linear(cell.output_size, way)
+        self.output = nn.Linear(cell.output_size, label_units(labels, way))
 
     def start(self, batch: int, way: int) -> RecurrentState:
         """Raises LearnerError for another way than the learner was built for."""
-        if way != self.way:
-            raise LearnerError(
-                f"{type(self).__name__} was built for {self.way}-way episodes and cannot answer {way}-way "
-                f"ones: train one with way {way}"
-            )
-        return RecurrentState(self.cell.start(batch), self.output.weight.new_zeros(batch, way))
+        if reason := self.way_refusal(way):
+            raise LearnerError(reason)
+        return RecurrentState(
+            self.cell.start(batch), self.output.weight.new_zeros(batch, self.output.out_features)
+        )
 
     def embed(self, images: Tensor) -> Tensor:
         features: Tensor = self.encoder(images)
@@ -76,29 +83,47 @@ class RecurrentLearner(EmbeddingLearner):
         cell, pending = _repeat(state, count)
         outputs, _ = self.cell(cell, features.reshape(batch * count, 1, -1), pending.unsqueeze(1))
         logits: Tensor = self.output(outputs)
-        return logits.reshape(batch, count, self.way)
+        return logits.reshape(batch, count, -1)
 
     def adapt_features(self, support: Support) -> RecurrentState:
+        if self.labels == "string":
+            raise LearnerError(
+                f"{type(self).__name__} reads strings, and a support set has none: show it streams"
+            )
         state = self.start(len(support.images), support.way)
         return self._run(state, support.images, support.labels)[1]
 
     def stream_features(self, batch: StreamBatch) -> Tensor:
         state = self.start(len(batch.images), batch.way)
-        logits: Tensor = self.output(self._run(state, batch.images, batch.labels)[0])
+        logits: Tensor = self.output(self._run(state, batch.images, self.shown(batch))[0])
         return logits
 
     def loss(self, batch: EpisodeBatch) -> Tensor:
-        """The mean cross-entropy of the answers; on streams, with the encoder's own loss if asked for."""
-        if not (self.metric_weight and isinstance(batch, StreamBatch)):
+        """The mean cross-entropy of all answers, in nats; that of a string is the sum over its letters.
+
+        On streams the encoder's own loss is added, if asked for.
+        """
+        if not isinstance(batch, StreamBatch):
             return super().loss(batch)
         features = self.embed(batch.images)
         logits = self.stream_features(batch._replace(images=features))
-        answers = F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten())
-        return answers + self.metric_weight * across_episodes_loss(features, batch)
+        if self.labels == "one_hot":
+            answers = F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten())
+        else:
+            answers = LETTERS * F.cross_entropy(logits.reshape(-1, VALUES), self.shown(batch).flatten())
+        if self.metric_weight:
+            answers = answers + self.metric_weight * across_episodes_loss(features, batch)
+        return answers
 
     def _run(self, state: RecurrentState, features: Tensor, labels: Tensor) -> tuple[Tensor, RecurrentState]:
-        """Go through features (batch, step, feature), labels (batch, step): outputs, and the state then."""
-        shown = F.one_hot(labels, self.way).to(state.pending.dtype)
+        """Go through features (batch, step, feature), labels (batch, step): outputs, and the state then.
+
+        labels: (batch, step, letter) where they are strings.
+        """
+        units = (
+            F.one_hot(labels, self.way) if self.labels == "one_hot" else F.one_hot(labels, VALUES).flatten(-2)
+        )
+        shown = units.to(state.pending.dtype)
         previous = torch.cat([state.pending.unsqueeze(1), shown[:, :-1]], dim=1)
         outputs, cell = self.cell(state.cell, features, previous)
         return outputs, RecurrentState(cell, shown[:, -1])

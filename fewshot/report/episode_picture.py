@@ -53,14 +53,14 @@ def draw_kshot(
     for place, (image, label) in enumerate(zip(support_images[order], support_labels[order], strict=True)):
         row, column = divmod(place, columns)
         _draw(axes, image, column, 0.5 + row * (1 + CAPTION), int(label))
-        _caption(axes, column, 0.5 + row * (1 + CAPTION), int(label))
+        _caption(axes, column, 0.5 + row * (1 + CAPTION), int(label), str(label))
 
     axes.text(0, queries_at - 0.18, "Query: images to name", fontsize=9.5, weight="bold")
     for label in range(way):
         top = queries_at + 1.08 * label
         for column, image in enumerate(query_images[query_labels == label]):
             _draw(axes, image, column, top, label)
-        _name(axes, query, top + 0.5, label, class_names)
+        _name(axes, query, top + 0.5, label, f"{label}  {class_names[label]}")
     return figure
 
 
@@ -70,12 +70,15 @@ def draw_stream(
     presentation: Labels,
     class_names: Sequence[str],
     title: str,
+    strings: Sequence[str] | None = None,
     columns: int = 10,
 ) -> Figure:
     """A stream in reading order: each image, the label shown after it, and a mark where its class is new.
 
-    labels, presentation: (length,); presentation is 1 where a class comes for the first time.
+    labels, presentation: (length,); presentation is 1 where a class comes for the first time; strings: what
+    is shown for each label, where that is not its number.
     """
+    shown = strings or [str(label) for label in range(len(class_names))]
     rows = -(-len(images) // columns)
     height = max(rows * (1 + CAPTION), 0.5 * len(class_names))
     told = f"{len(class_names)}-way, {len(images)} images in order; filled label: first presentation"
@@ -83,9 +86,9 @@ def draw_stream(
     for place, (image, label, seen) in enumerate(zip(images, labels, presentation, strict=True)):
         row, column = divmod(place, columns)
         _draw(axes, image, column, row * (1 + CAPTION), int(label))
-        _caption(axes, column, row * (1 + CAPTION), int(label), filled=seen == 1)
-    for label in range(len(class_names)):
-        _name(axes, columns, 0.25 + 0.5 * label, label, class_names)
+        _caption(axes, column, row * (1 + CAPTION), int(label), shown[label], filled=seen == 1)
+    for label, name in enumerate(class_names):
+        _name(axes, columns, 0.25 + 0.5 * label, label, f"{shown[label]}  {name}")
     return figure
 
 
@@ -123,18 +126,17 @@ def _draw(axes: Axes, image: Images, column: float, top: float, label: int) -> N
     axes.plot(*outline, color=_color(label), lw=0.9, solid_joinstyle="miter", clip_on=False)
 
 
-def _caption(axes: Axes, column: float, top: float, label: int, filled: bool = False) -> None:
-    """The label beneath an image, white on its colour where filled."""
+def _caption(axes: Axes, column: float, top: float, label: int, shown: str, filled: bool = False) -> None:
+    """What is shown for a label, beneath its image, white on its colour where filled."""
     color = _color(label)
-    text = axes.text(column + 0.5, top + 1.17, str(label), fontsize=8.5, ha="center", va="center")
+    text = axes.text(column + 0.5, top + 1.17, shown, fontsize=8.5, ha="center", va="center")
     text.set_color("white" if filled else color)
     if filled:
         text.set_bbox({"boxstyle": "round,pad=0.2", "facecolor": color, "edgecolor": color})
 
 
-def _name(axes: Axes, columns: int, height: float, label: int, class_names: Sequence[str]) -> None:
+def _name(axes: Axes, columns: int, height: float, label: int, text: str) -> None:
     """A label and its class's name, to the right of the images."""
-    text = f"{label}  {class_names[label]}"
     axes.text(columns + 0.12, height, text, color=_color(label), fontsize=9, va="center")
 
 

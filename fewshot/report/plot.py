@@ -22,6 +22,7 @@ from fewshot.report.published import find_published, human_stream
 from fewshot.report.results import (
     TRANSDUCTIVE_MARK,
     Result,
+    chance_accuracy,
     describe_stream,
     describe_test_set,
     format_figure,
@@ -74,9 +75,9 @@ def stream_figure(results: Sequence[Result]) -> Figure:
     if people:
         axes.plot(*zip(*people, strict=True), ls=":", lw=0.9, zorder=2, **_hollow(GREY, "*", size=8))
         ends.append((people[-1][1], "people (paper)", GREY))
-    chance = 100 / record.way
-    axes.axhline(chance, color=GREY, lw=0.9, ls=(0, (1, 2)), zorder=1)
-    ends.append((chance, "chance", GREY))
+    guessed = chance_accuracy(record)
+    axes.axhline(guessed, color=GREY, lw=0.9, ls=(0, (1, 2)), zorder=1)
+    ends.append((guessed, "chance", GREY))
     axes.set(xlim=(0.7, last + 0.2), xticks=range(1, last + 1))
     axes.set_xlabel("presentation of a class in the stream")
     axes.set_ylabel("accuracy (%)")

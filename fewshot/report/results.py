@@ -42,6 +42,9 @@ REFERENCES = ("nearest_feature", "nearest_neighbour", "count_guesser")
 
 TRANSDUCTIVE_MARK = "†"
 
+STRINGS = 5**5
+"""Strings of five letters, each one of five values."""
+
 # What a record measures and how its learner was made, except for the training seed.
 _MEANING = (
     "suite",
@@ -184,6 +187,11 @@ def describe_stream(record: Record) -> str:
     """ "5-way, 50 images, exact counts"."""
     labels = "" if record.labels == "one_hot" else f", {record.labels} labels"
     return f"{record.way}-way, {record.length} images, {record.counts} counts{labels}"
+
+
+def chance_accuracy(record: Record) -> float:
+    """The accuracy of a guess among all labels, or among all strings, in per cent."""
+    return 100 / (STRINGS if record.labels == "string" else record.way)
 
 
 def training(record: Record) -> str:

@@ -18,6 +18,7 @@ from fewshot.report.results import (
     TRANSDUCTIVE_MARK,
     Figure,
     Result,
+    chance_accuracy,
     describe_stream,
     describe_test_set,
     format_figure,
@@ -166,14 +167,9 @@ def _stream_table(results: list[Result]) -> ResultTable:
         title=f"Stream · {describe_stream(record)} · {describe_test_set(results)}",
         columns=tuple(_ordinal(k) for k in shown),
     )
-    _filled(table, rows, f"chance {100 / record.way:.1f}")
+    _filled(table, rows, f"chance {_chance(record)}")
     _add_people(table, shown, human_stream(record.dataset, record.way, record.labels or ""))
-    ceiling = 100 * first_presentation_ceiling(record.way)
-    table.notes.insert(
-        1,
-        "Columns: the presentation of a class. At the 1st its label cannot be known; guessing among the "
-        f"labels not seen yet gives at most {ceiling:.1f}.",
-    )
+    table.notes.insert(1, f"Columns: the presentation of a class. {_first_presentation(record)}")
     if record.counts == "exact" and any(r.record.learner == "count_guesser" for r in results):
         table.notes.insert(2, "count_guesser sees no image: it counts which classes are still to come.")
     return table
@@ -185,6 +181,20 @@ def _add_people(table: ResultTable, shown: list[int], people: dict[int, Publishe
         cells = (_as_printed(people[k].accuracy) if k in people else "" for k in shown)
         table.rows.append(Row("people", tuple(cells)))
         table.notes.append(f"people: {next(iter(people.values())).citation}.")
+
+
+def _first_presentation(record: Record) -> str:
+    if record.labels == "string":
+        return f"At the 1st its string cannot be known; a lucky guess is right in {_chance(record)} %."
+    ceiling = 100 * first_presentation_ceiling(record.way)
+    return (
+        "At the 1st its label cannot be known; guessing among the labels not seen yet gives at most "
+        f"{ceiling:.1f}."
+    )
+
+
+def _chance(record: Record) -> str:
+    return f"{chance_accuracy(record):.{2 if record.labels == 'string' else 1}f}"
 
 
 def first_presentation_ceiling(way: int) -> float:

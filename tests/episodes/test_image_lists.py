@@ -157,10 +157,13 @@ def test_a_path_that_cannot_be_written_is_one_clear_line(pool: ClassPool, tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 
-def test_episodes_beyond_the_file_and_varying_shapes(pool: ClassPool, tmp_path: Path) -> None:
+def test_episodes_beyond_the_file_and_what_a_file_has_no_place_for(pool: ClassPool, tmp_path: Path) -> None:
     source = read_image_lists(write(tmp_path / "lists.jsonl", lines(pool)), pool)
     with pytest.raises(EpisodeError, match="the file has 2: ask for fewer"):
         source.batch(1, 2)
     varying = EpisodeSampler(pool, KShot((2, 4), 1, 1), 0)
     with pytest.raises(EpisodeError, match="fix way and shot"):
         write_image_lists(tmp_path / "varying.jsonl", varying, 5)
+    strings = EpisodeSampler(pool, Stream(3, 6, labels="string"), 0)
+    with pytest.raises(EpisodeError, match='names no strings: write it with labels="one_hot"'):
+        write_image_lists(tmp_path / "strings.jsonl", strings, 5)

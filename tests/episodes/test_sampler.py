@@ -103,7 +103,7 @@ pools = st.sampled_from([POOL, UNEVEN, POOL.with_rotations(), UNEVEN.with_rotati
 def test_episodes_keep_their_promises(
     pool: ClassPool, protocol: Protocol, seed: int, start: int, count: int
 ) -> None:
-    class_ids, images, turns, labels, support = EpisodeSampler(pool, protocol, seed).indices(start, count)
+    class_ids, images, turns, labels, support, _ = EpisodeSampler(pool, protocol, seed).indices(start, count)
     way = protocol.way
     owner = torch.repeat_interleave(pool.image_set.images_per_class)  # the class of each row
     for e in range(count):
@@ -295,6 +295,7 @@ PROTOCOLS: list[Protocol] = [
     KShot(5, 2, 3, within_group=True),
     Stream(5, 20),
     Stream(5, 30, "random"),
+    Stream(5, 20, labels="string"),
 ]
 
 
@@ -404,6 +405,7 @@ def test_pinned_digests(switch: str, monkeypatch: pytest.MonkeyPatch) -> None:
         "varying": EpisodeSampler(pool, KShot((2, 5), (1, 3), 3), 0).digest(300),
         "exact": EpisodeSampler(pool, Stream(5, 30), 0).digest(300),
         "random": EpisodeSampler(pool, Stream(5, 30, "random"), 0).digest(300),
+        "string": EpisodeSampler(pool, Stream(5, 30, labels="string"), 0).digest(300),
     }
     assert digests == {
         "kshot": "75f969d5d20f49361de594101db5e1598cd44eae7c8ba8a475d246714377094c",
@@ -411,7 +413,31 @@ def test_pinned_digests(switch: str, monkeypatch: pytest.MonkeyPatch) -> None:
         "varying": "3de12b91fbfff2b25c78ba39252385c44d965248e40772aadef608f91796cb08",
         "exact": "bc2a88ae9a33b8b79af4295124d46d522041d15343de32ade83ca8e1c9ab096e",
         "random": "be52f0b3e34a9cd9b733999b0145229a7f4ad6cc34777f5c3ab4b4a0391b7156",
+        "string": "b5709573abe254b9c369e55ee19eeb7fceef73c17a48f68ff022c3df3f135e21",
     }
+
+
+@pytest.mark.parametrize("counts", ["exact", "random"])
+def test_streams_with_strings_show_the_images_of_those_without(counts: Counts) -> None:
+    plain, strings = (
+        EpisodeSampler(UNEVEN, Stream(5, 20, counts, labels=labels), 0) for labels in ("one_hot", "string")
+    )
+    assert same(plain.indices(3, 4)[:4], strings.indices(3, 4)[:4])
+    batch = strings.batch(3, 4)
+    assert isinstance(batch, StreamBatch)
+    assert batch.codes is not None
+    for e in range(4):
+        book = batch.codes[e].tolist()
+        assert len(set(map(tuple, book))) == 5
+        assert batch.strings[e].tolist() == [book[label] for label in batch.labels[e].tolist()]
+    assert plain.digest(20) != strings.digest(20) != EpisodeSampler(UNEVEN, strings.protocol, 1).digest(20)
+
+
+def test_the_digest_covers_the_strings(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = EpisodeSampler(POOL, Stream(5, 20, labels="string"), 0)
+    before = sampler.digest(20)
+    monkeypatch.setitem(sampler._keys, "strings", 0)
+    assert sampler.digest(20) != before
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -10,6 +10,7 @@ from torch import nn
 from fewshot.data.image_set import ImageSet
 from fewshot.data.split import ClassPool
 from fewshot.episodes.augment import Augment
+from fewshot.episodes.labels import LETTERS, VALUES
 from fewshot.episodes.protocol import KShot, Stream
 from fewshot.episodes.sampler import EpisodeSampler
 from fewshot.errors import EpisodeError, LearnerError
@@ -26,6 +27,7 @@ PROTOCOLS = [
     Stream(way=3, length=12),
     Stream(way=3, length=12, counts="random"),
 ]
+STRINGS = Stream(way=3, length=12, labels="string")
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +113,43 @@ def test_an_oracle_in_a_stream_is_wrong_only_where_a_class_is_new(pool):
     assert by_instance == {1: pytest.approx(1 / 3), 2: 1, 3: 1, 4: 1}
     assert evaluation.accuracy == pytest.approx(np.mean(list(by_instance.values())))
     assert evaluation.ci95_by_instance == {1: 0, 2: 0, 3: 0, 4: 0}
+
+
+def test_what_was_not_shown_cannot_be_spelled(pool):
+    """The oracle answers with labels: at first presentations it can name no string of the class."""
+    source = EpisodeSampler(pool, STRINGS, episode_seed=1)
+    evaluation = evaluate(Oracle(), source, 50)
+    assert evaluation.accuracy_by_instance == {1: 0, 2: 1, 3: 1, 4: 1}
+    assert evaluation.episodes_digest == source.digest(50)
+    answers = np.concatenate(evaluation.answers["answers"].to_pylist())
+    assert set(answers) == {-1, 0, 1, 2}
+    first = np.asarray(evaluation.answers["presentation"]) == 1
+    named_at_first = np.concatenate(evaluation.answers.filter(first)["answers"].to_pylist())
+    assert set(named_at_first) == {-1, 0}, "the lowest of equals, once it was shown"
+
+
+class Speller(Oracle):
+    """Remembers which class has which string."""
+
+    labels = "string"
+
+    def start(self, batch, way):
+        return torch.zeros(batch, LETTERS * VALUES, 16)
+
+    def observe(self, state, image, label):
+        spelled = F.one_hot(label, VALUES).flatten(1)
+        return torch.maximum(state, spelled.unsqueeze(2) * image.flatten(1).unsqueeze(1))
+
+
+def test_a_learner_of_strings_is_right_where_all_letters_are(pool):
+    source = EpisodeSampler(pool, STRINGS, episode_seed=1)
+    evaluation = evaluate(Speller(), source, 50)
+    assert evaluation.accuracy_by_instance == {1: 0, 2: 1, 3: 1, 4: 1}
+    assert evaluate(Speller(), source, 50, batch_size=7).answers.equals(evaluation.answers)
+    assert str(evaluation).startswith("3-way stream of 12, exact counts, string labels  75.0 ± 0.0 %")
+    for protocol in PROTOCOLS:
+        with pytest.raises(LearnerError, match="Speller answers with strings: ask it in streams"):
+            evaluate(Speller(), EpisodeSampler(pool, protocol, episode_seed=1), 2)
 
 
 def test_the_lowest_of_equal_logits_is_the_answer(pool):
@@ -218,7 +257,7 @@ def test_episodes_are_a_thousand_by_default_and_their_digest_is_kept(pool):
 @pytest.mark.parametrize(
     ("logits", "problem"),
     [
-        (torch.zeros(2, 15, 4), r"shape \(2, 15, 4\); \(2, 15, 5\) \(episode, answer, way\) were asked"),
+        (torch.zeros(2, 15, 4), r"shape \(2, 15, 4\); \(2, 15, 5\) \(episode, answer, unit\) were asked"),
         (torch.full((2, 15, 5), torch.nan), "NaN for logits in episodes 0 to 1"),
     ],
 )

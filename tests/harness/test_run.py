@@ -379,12 +379,59 @@ def test_a_test_that_cannot_be_drawn_is_refused(
     assert says in refusal(suite, tmp_path / "results", EpisodeError)
 
 
+STRINGS = {"protocol": "stream", "way": 3, "length": 9, "labels": "string"}
+
+
+def test_tests_with_strings_are_answered_by_who_can_name_them(
+    tiny_suite: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    kinds = ({}, {"way": 5, "length": 10}, {"labels": "one_hot"})
+    tests = [STRINGS | {"episodes": 10} | kind for kind in kinds]
+    small = {"widths": [4], "embedding_size": 8, "hidden_size": 8}
+    training = {"batch": 2, "steps": 2, "validate_every": 2, "validate_episodes": 5}
+    learners = [
+        {
+            "id": "lstm:string",
+            "options": small | {"labels": "string"},
+            "train": {"episodes": STRINGS} | training,
+        },
+        {"id": "lstm", "options": small, "train": {"episodes": STRINGS | {"labels": "one_hot"}} | training},
+        {"id": "nearest_neighbour"},
+    ]
+    records = run_suite(changed(tiny_suite, test=tests, learner=learners), tmp_path / "tiny", jobs=1)
+    assert sorted((r.learner, r.way, r.labels) for r in records) == [
+        ("lstm", 3, "one_hot"),
+        ("lstm:string", 3, "string"),
+        ("lstm:string", 5, "string"),
+        ("nearest_neighbour", 3, "one_hot"),
+        ("nearest_neighbour", 3, "string"),
+        ("nearest_neighbour", 5, "string"),
+    ]
+    digests = {r.episodes_digest for r in records if r.way == 3}
+    assert len(digests) == 2, "one for strings, one for units, whoever is asked"
+    assert all(r.accuracy_by_instance[1] <= 0.1 for r in records if r.labels == "string")
+    verdicts = list(verify_records(tmp_path / "tiny", root=image_folder.parent, jobs=1))
+    assert [verdict.problem for verdict in verdicts] == [None] * 6
+    assert "3-way stream, exact counts, string labels: 100.00 %" in str(verdicts[0])
+
+
+@pytest.mark.usefixtures("nothing_long")
+def test_labels_of_training_that_do_not_fit_are_refused(tiny_suite: Path, tmp_path: Path) -> None:
+    for labels, says in (
+        ("string", "answers with strings"),
+        ("one_hot", "answers with a unit for each label"),
+    ):
+        episodes = STRINGS | {"labels": "one_hot" if labels == "string" else "string"}
+        learner = {"id": "lstm", "options": {"labels": labels}, "train": {"episodes": episodes}}
+        assert says in refusal(changed(tiny_suite, learner=[learner]), tmp_path / "results", LearnerError)
+
+
 @pytest.mark.usefixtures("nothing_long")
 def test_a_learner_without_a_test_of_its_way_is_refused(tiny_suite: Path, tmp_path: Path) -> None:
     suite = changed(tiny_suite, test=[{"protocol": "kshot", "way": 4, "query": 2}])
     text = refusal(suite, tmp_path / "results", RecordError)
     assert text.startswith(
-        "suite tiny has no test for 'lstm', which answers only the way it is trained for, 3"
+        "suite tiny has no test for 'lstm': Lstm was built for 3-way episodes and cannot answer 4-way ones"
     )
 
 

@@ -213,7 +213,7 @@ def test_promises_are_kept_whatever_the_options(options: dict[str, Any]) -> None
 
 
 def test_another_way_is_refused() -> None:
-    with pytest.raises(LearnerError, match="built for 3-way episodes; got 4-way"):
+    with pytest.raises(LearnerError, match="built for 3-way episodes and cannot answer 4-way"):
         build(Maml).start(1, 4)
 
 

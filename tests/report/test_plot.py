@@ -131,6 +131,10 @@ def test_published_points_and_chance_are_drawn() -> None:
     assert any(np.array_equal(line, [20, 20]) for line in heights)
     words = [text.get_text() for text in figure.axes[0].texts]
     assert {"mann", "chance", "people (paper)"} <= set(words)
+    strings = plot.stream_figure(merge_seeds([make_record("mann", "stream", labels="string")]))
+    heights = [np.asarray(line.get_ydata(), dtype=float) for line in strings.axes[0].lines]
+    assert any(np.array_equal(line, [0.032, 0.032]) for line in heights)
+    assert not any(np.array_equal(line, [20, 20]) for line in heights)
 
 
 def test_all_accuracies_low_or_perfect_can_be_plotted() -> None:
@@ -233,6 +237,11 @@ def test_a_stream_marks_first_presentations() -> None:
     captions = [text for text in figure.axes[0].texts if text.get_text() in "012"]
     assert [text.get_text() for text in captions] == ["2", "2", "0", "1", "0", "2"]
     assert [text.get_bbox_patch() is not None for text in captions] == [True, False, True, True, False, False]
+    names = ["a", "b", "c"]
+    figure = draw_stream(images, labels, presentation, names, "strings", ["adcba", "bbbbb", "ceeda"])
+    shown = [text.get_text() for text in figure.axes[0].texts]
+    assert shown[:6] == ["ceeda", "ceeda", "adcba", "bbbbb", "adcba", "ceeda"]
+    assert shown[6:] == ["adcba  a", "bbbbb  b", "ceeda  c"]
 
 
 def test_reporting_never_imports_torch() -> None:

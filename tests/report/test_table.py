@@ -189,6 +189,18 @@ def test_rotation_and_counts_make_separate_tables() -> None:
     assert len(titles) == len(set(titles)) == 4
 
 
+def test_strings_make_a_table_of_their_own_with_its_own_chance() -> None:
+    one_hot, string = tables(
+        [stream("mann", {1: 0.4, 2: 0.9}, labels=labels) for labels in ("one_hot", "string")]
+    )
+    assert one_hot.title.startswith("Stream · 5-way, 50 images, exact counts · ")
+    assert string.title.startswith("Stream · 5-way, 50 images, exact counts, string labels · ")
+    assert string.notes[0].endswith("; chance 0.03.")
+    assert "string cannot be known; a lucky guess is right in 0.03 %." in string.notes[1]
+    assert one_hot.notes[0].endswith("; chance 20.0.")
+    assert "gives at most 45.7." in one_hot.notes[1]
+
+
 def test_rows_stand_in_the_order_of_reading() -> None:
     learners = ["count_guesser", "my_own", "nearest_neighbour", "prototypical", "lstm", "mann:no_tie", "mann"]
     expected = ["mann", "mann:no_tie", "lstm", "prototypical", "my_own", "nearest_neighbour", "count_guesser"]
