@@ -167,6 +167,8 @@ class MemoryCell(Cell):
             interface = torch.addmm(offset, hidden, self.interface.weight.t())
             access = self.memory.step(memory, interface)
             memory, reads = access.state, access.reads
+            if self.intervention == "wipe_memory":
+                access = access._replace(kept=reads.new_zeros(len(inputs), self.memory.num_slots))
             if self.intervention == "zero_reads":
                 reads = torch.zeros_like(reads)
             outputs.append(torch.cat([hidden, reads.flatten(1)], dim=-1))

@@ -26,7 +26,9 @@ class Access(NamedTuple):
     reads: (batch, read_head, word), what the read heads found; state: the memory after the step;
     read_weights: (batch, read_head, slot) and write_weights: (batch, write_head, slot), where the heads were;
     usage: (batch, slot), how taken each slot is, None where the memory keeps no such count;
-    read_slots, write_slots: which slots the weights belong to, (batch, head, k), where a memory is sparse.
+    read_slots, write_slots: which slots the weights belong to, (batch, head, k), where a memory is sparse;
+    kept: (batch, slot), which share of what a slot held survived the step's erasing, the mean over the word
+        where parts of it are erased; in the shape of write_slots where a memory is sparse; None: all of it.
     """
 
     reads: Tensor
@@ -36,6 +38,7 @@ class Access(NamedTuple):
     usage: Tensor | None = None
     read_slots: Tensor | None = None
     write_slots: Tensor | None = None
+    kept: Tensor | None = None
 
 
 class ExternalMemory(nn.Module, ABC):

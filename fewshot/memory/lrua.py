@@ -101,7 +101,8 @@ def lrua_step(
     with torch.no_grad():
         usage = usage_decay * usage + (read_weights + write_weights).sum(dim=1)
     reads = torch.bmm(read_weights, memory)
-    return Access(reads, LruaState(memory, read_weights, usage), read_weights, write_weights, usage)
+    state = LruaState(memory, read_weights, usage)
+    return Access(reads, state, read_weights, write_weights, usage, kept=kept)
 
 
 class Lrua(ExternalMemory):
