@@ -14,6 +14,7 @@ from fewshot.errors import FewshotError, LearnerError, RecordError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from fewshot.data.split import ClassPool
     from fewshot.episodes.protocol import Protocol
     from fewshot.episodes.source import EpisodeSource
     from fewshot.harness.config import Suite
@@ -172,30 +173,16 @@ def evaluate(
     data: DataOption = None,
 ) -> None:
     """Measure a checkpoint on episodes of unseen classes."""
-    import json
-
-    from fewshot.data.catalogue import load_dataset
     from fewshot.data.progress import progress
-    from fewshot.data.split import ClassPool
     from fewshot.episodes.image_lists import read_image_lists
     from fewshot.episodes.sampler import EpisodeSampler
     from fewshot.episodes.source import EpisodeSource
     from fewshot.harness import evaluate as measuring
-    from fewshot.harness.checkpoint import checkpoint_facts, load_learner
+    from fewshot.harness.checkpoint import load_learner
 
     place = _device(device)
     loaded = load_learner(checkpoint, learner, _options(option or [])).to(place)
-    training = json.loads(checkpoint_facts(checkpoint).get("training", "{}"))
-    name = dataset or training.get("train_dataset") or "glyphs"
-    image_set = load_dataset(name, data, loaded.image_shape[-1])
-    if image_set.image_shape != loaded.image_shape:
-        raise LearnerError(
-            f"{checkpoint} reads images of (channel, height, width) {loaded.image_shape}, {name} has "
-            f"{image_set.image_shape}: choose another data set, or train on this one"
-        )
-    known = training.get("train_split") if name == training.get("train_dataset") else None
-    pool: ClassPool = image_set.split(split or known or _usual_split(image_set)).side(side)
-    pool = pool.with_rotations() if rotated else pool
+    name, pool = _classes(checkpoint, loaded.image_shape, dataset, split, side, rotated, data)
     source: EpisodeSource
     if episode_file:
         source = read_image_lists(episode_file, pool)
@@ -221,6 +208,67 @@ def evaluate(
     turned = ", rotated classes" if rotated else ""
     manner = "transductive" if loaded.transductive and protocol == "kshot" else "inductive"
     print(f"{checkpoint.stem}  {name}/{pool.split}/{side}{turned}  {manner}  {result}")
+
+
+@app.command("inspect")
+def inspect_memory(
+    run: Annotated[Path, typer.Argument(help="A checkpoint of a memory network, or a results folder.")],
+    learner: Annotated[
+        str | None, typer.Option(help="Learner of the results folder; its first memory network by default.")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="Data set; that of the training by default.")] = None,
+    split: SplitOption = None,
+    side: Annotated[Side, typer.Option(help="Side of the split.")] = "test",
+    rotated: Annotated[bool, typer.Option("--rotated", help="Count turned classes as classes.")] = False,
+    way: Annotated[int | None, typer.Option(help="Classes per stream; as trained by default.")] = None,
+    length: Annotated[int | None, typer.Option(help="Images per stream; 10 per class by default.")] = None,
+    counts: CountsOption = "exact",
+    within_group: GroupOption = False,
+    episode: Annotated[int, typer.Option(min=0, help="Number of the episode to draw.")] = 0,
+    episode_seed: Annotated[int, typer.Option(help="Seed of the episodes.")] = 0,
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes that the score is averaged over.")] = 100,
+    out: Annotated[
+        Path | None, typer.Option(help="PNG file; <checkpoint>-episode-<number>.png by default.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the same as one page that stands alone.")] = None,
+    data: DataOption = None,
+) -> None:
+    """Look into the memory of a network: what it stored, where, and what it read to answer one stream."""
+    import shlex
+
+    from fewshot.data.progress import progress
+    from fewshot.episodes.protocol import Stream
+    from fewshot.episodes.sampler import EpisodeSampler
+    from fewshot.harness.evaluate import describe
+    from fewshot.harness.microscope import find_memory_network, measure_attribution, watch_episode
+    from fewshot.harness.record import replace_file
+    from fewshot.report.figure import save
+    from fewshot.report.microscope import draw_microscope
+    from fewshot.report.microscope_page import microscope_page
+
+    checkpoint, loaded = find_memory_network(run, learner)
+    name, pool = _classes(checkpoint, loaded.image_shape, dataset, split, side, rotated, data)
+    way = way or loaded.way
+    stream = Stream(way, length or 10 * way, counts, within_group)
+    source = EpisodeSampler(pool, stream, episode_seed)
+    watched = watch_episode(loaded, source, episode)
+    with progress(f"watching {checkpoint.stem}", episodes) as advance:
+        score = measure_attribution(loaded, source, episodes, on_progress=advance)
+    place = f"{checkpoint.stem}, {name}/{pool.split}/{side}"
+    title = f"{place}: what the memory did in episode {episode}"
+    lines = (f"{describe(stream)}: {watched}", str(score))
+    figure = draw_microscope(watched, title, *lines)
+    print(f"{place}, {describe(stream)}\n{score}")
+    print(
+        f"the stored image that is read most is of the right class in {100 * score.foremost:.1f} %, the "
+        f"answer is right in {100 * score.accuracy:.1f} %, where the class was known"
+    )
+    print(save(figure, out or Path(f"{checkpoint.stem}-episode-{episode}.png")))
+    if html:
+        command = shlex.join(["fewshot", *sys.argv[1:]])
+        page = microscope_page(watched, figure, title=title, lines=lines, command=command)
+        replace_file(html, page.encode())
+        print(html)
 
 
 @app.command()
@@ -401,21 +449,44 @@ def data_show(
     print(save(figure, out or Path(f"{image_set.name}-{protocol}.png")))
 
 
+def _classes(
+    checkpoint: Path,
+    image_shape: tuple[int, int, int],
+    dataset: str | None,
+    split: str | None,
+    side: Side,
+    rotated: bool,
+    data: Path | None,
+) -> tuple[str, "ClassPool"]:
+    """The data set's name, and the classes to ask a checkpoint about; of the training's data by default."""
+    import json
+
+    from fewshot.data.catalogue import load_dataset
+    from fewshot.harness.checkpoint import checkpoint_facts
+
+    training = json.loads(checkpoint_facts(checkpoint).get("training", "{}"))
+    name = dataset or training.get("train_dataset") or "glyphs"
+    image_set = load_dataset(name, data, image_shape[-1])
+    if image_set.image_shape != image_shape:
+        raise LearnerError(
+            f"{checkpoint} reads images of (channel, height, width) {image_shape}, {name} has "
+            f"{image_set.image_shape}: choose another data set, or train on this one"
+        )
+    known = training.get("train_split") if name == training.get("train_dataset") else None
+    pool = image_set.split(split or known or _usual_split(image_set)).side(side)
+    return name, pool.with_rotations() if rotated else pool
+
+
 def _episode_figure(source: "EpisodeSource", number: int) -> "Figure":
     """The picture of one episode: its pixels as they are in the image set, turned where the class is."""
-    import numpy as np
-
     from fewshot.episodes.labels import spelled
     from fewshot.episodes.source import presentation
     from fewshot.report.episode_picture import draw_kshot, draw_stream
 
     indices = source.indices(number, 1)
     pool = source.pool
-    pixels = pool.image_set.images[indices.images[0]].numpy()
-    turns = indices.turns[0].tolist()
-    images = np.stack([np.rot90(image, turn, (1, 2)) for image, turn in zip(pixels, turns, strict=True)])
+    images, names = source.drawings(number).numpy(), source.class_names(number)
     shown = indices.labels[0].numpy()
-    names = [pool.class_name(class_id) for class_id in indices.class_ids[0].tolist()]
     title = f"{pool.image_set.name}/{pool.split}/{pool.side}, episode {number}"
     if support := indices.support:
         return draw_kshot(images[:support], shown[:support], images[support:], shown[support:], names, title)

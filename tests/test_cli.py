@@ -98,7 +98,7 @@ def test_help_needs_nothing_heavy() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert ended.stdout.endswith("heavy: []\n")
-    for command in ("list", "data", "train", "evaluate", "run", "table", "plot", "verify"):
+    for command in ("list", "data", "train", "evaluate", "inspect", "run", "table", "plot", "verify"):
         assert f" {command} " in ended.stdout
 
 
@@ -110,7 +110,8 @@ def test_the_module_is_the_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["list"], ["data", "list"], ["data", "get"], ["train"], ["evaluate"], ["run"], ["verify"]]
+    "arguments",
+    [["list"], ["data", "list"], ["data", "get"], ["train"], ["evaluate"], ["inspect"], ["run"], ["verify"]],
 )
 def test_each_command_has_help(fewshot: Command, arguments: list[str]) -> None:
     outcome = fewshot(*arguments, "--help")
@@ -256,6 +257,51 @@ def test_data_show_draws_an_episode(fewshot: Command, image_folder: Path, protoc
         assert min(picture.size) > 100
     fewshot("data", "show", image_folder, "--protocol", protocol, *SMALL, *length, "--out", "sub/own.png")
     assert Path("sub/own.png").is_file()
+
+
+MEMORY = ("--option", "num_slots=12", "--option", "word_size=5", "--option", "hidden_size=8")
+
+
+@pytest.fixture(scope="module")
+def memory_network(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of a memory network that was hardly trained. Not to be changed."""
+    folder = tmp_path_factory.mktemp("memory")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEWSHOT_CACHE", str(folder / "cache"))
+        arguments = ("train", "mann", "--dataset", image_folder, "--out", folder / "mine", "--steps", 2)
+        stream = ("--protocol", "stream", "--way", 3, "--length", 9, "--batch", 2, "--option", "widths=[4]")
+        patch.setattr(sys, "argv", ["fewshot", *map(str, (*arguments, *stream, *MEMORY))])
+        with pytest.raises(SystemExit) as caught:
+            main()
+    assert caught.value.code == 0
+    return folder / "mine" / "checkpoints" / "mann-0.safetensors"
+
+
+def test_inspect_draws_what_a_memory_did_and_scores_it(
+    fewshot: Command, memory_network: Path, image_folder: Path
+) -> None:
+    setting = ("--dataset", image_folder, "--length", 9, "--episodes", 4)
+    outcome = fewshot("inspect", memory_network, *setting, "--html", "sub/page.html", "--episode", 3)
+    assert outcome.code == 0
+    first, score, best, *paths = outcome.out.splitlines()
+    assert first == f"mann-0, {image_folder}/folders/test, 3-way stream of 9, exact counts"
+    assert re.fullmatch(
+        r"attribution: \d+\.\d ± \d+\.\d % is read from the right class \(95 % CI over 4 episodes; "
+        r"without preference \d+\.\d %; 2nd presentation \d+\.\d %\)",
+        score,
+    )
+    assert best.startswith("the stored image that is read most is of the right class in ")
+    assert paths == ["mann-0-episode-3.png", "sub/page.html"]
+    with Image.open(paths[0]) as picture:
+        assert picture.format == "PNG"
+        assert min(picture.size) > 1000
+    page = Path(paths[1]).read_text()
+    assert score in page
+    assert "fewshot inspect" in page
+    assert "--episode 3" in page
+    other = fewshot("inspect", memory_network, *setting, "--counts", "random", "--out", "own.png")
+    assert other.out.endswith("\nown.png\n")
+    assert "random counts" in other.out
 
 
 def test_interrupted_it_says_how_to_go_on(fewshot: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -523,6 +569,28 @@ def test_a_learner_is_not_asked_what_it_cannot_answer(
     text = refused(fewshot("evaluate", path, "--dataset", tmp_path / "coloured", *SMALL))
     assert "reads images of (channel, height, width) (1, 12, 12)" in text
     assert "(3, 12, 12)" in text
+
+
+def test_what_has_no_memory_is_not_inspected(
+    fewshot: Command, results: Path, memory_network: Path, image_folder: Path
+) -> None:
+    path = results / "checkpoints" / "lstm-0.safetensors"
+    assert refused(fewshot("inspect", path)) == (
+        f"{path} has no learner with an external memory to look into, only Lstm: choose a memory network, "
+        "mann for one"
+    )
+    assert refused(fewshot("inspect", "absent")).startswith("no checkpoint absent: ")
+    assert refused(fewshot("inspect", ".")).startswith("no results in .: ")
+    assert "only Prototypical, Lstm, Lstm, NearestNeighbour: " in refused(fewshot("inspect", results))
+    text = refused(fewshot("inspect", results, "--learner", "man"))
+    assert text.startswith(f"unknown learner of {results} 'man': there is lstm, ")
+    setting = ["--dataset", image_folder]
+    text = refused(fewshot("inspect", memory_network, *setting, "--way", 4, "--length", 8))
+    assert "built for 3-way episodes and cannot answer 4-way" in text
+    text = refused(fewshot("inspect", memory_network, *setting, "--length", 3))
+    assert text == "no class comes twice, so there is nothing of it to read: ask for longer streams"
+    assert "has 8 images; a stream of length 30" in refused(fewshot("inspect", memory_network, *setting))
+    assert not list(Path().glob("*.png"))
 
 
 @pytest.mark.parametrize("command", ["table", "plot", "verify"])

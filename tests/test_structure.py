@@ -23,7 +23,12 @@ PACKAGE = ROOT / "fewshot"
 ORDER = ("errors", "data", "kernels", "episodes", "memory", "learners", "harness", "cli")
 """Each may import itself and those before it."""
 FACADES = {"fewshot", "fewshot.__main__"}
-REPORT_READS = {"fewshot.errors", "fewshot.harness.record", "fewshot.harness.statistics"}
+REPORT_READS = {
+    "fewshot.errors",
+    "fewshot.harness.record",
+    "fewshot.harness.statistics",
+    "fewshot.harness.watched",
+}
 
 PUBLIC = [
     "Augment",

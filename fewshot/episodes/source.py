@@ -136,6 +136,17 @@ class EpisodeSource(ABC):
             sha.update(torch.cat(parts, dim=1).cpu().numpy().astype("<i8").tobytes())
         return sha.hexdigest()
 
+    def drawings(self, number: int) -> Tensor:
+        """(image, channel, height, width) uint8: an episode's images as they are in the set, turned."""
+        indices = self.indices(number, 1)
+        images = self.pool.image_set.images[indices.images[0].cpu()]
+        turns = indices.turns[0].tolist()
+        return torch.stack([image.rot90(turn, (1, 2)) for image, turn in zip(images, turns, strict=True)])
+
+    def class_names(self, number: int) -> tuple[str, ...]:
+        """The names of an episode's classes, in the order of their labels."""
+        return tuple(map(self.pool.class_name, self.indices(number, 1).class_ids[0].tolist()))
+
     def render(self, indices: EpisodeIndices, maps: Tensor | None = None) -> EpisodeBatch:
         """The episodes with their images; maps: (batch, image, 2, 3), where images are to be distorted."""
         support, asked = gather(

@@ -27,7 +27,7 @@ from fewshot.episodes.source import EpisodeSource
 from fewshot.errors import EpisodeError, LearnerError
 from fewshot.harness.features import embed_drawings, with_features
 from fewshot.harness.record import ANSWERS_SCHEMA, answer_columns
-from fewshot.harness.statistics import Accuracies, summarise
+from fewshot.harness.statistics import Accuracies, summarise, told_by_instance
 from fewshot.learners.base import Learner
 from fewshot.learners.embedding import EmbeddingLearner
 from fewshot.learners.naming import named_labels
@@ -69,14 +69,9 @@ class Evaluation(Accuracies):
 
     def __str__(self) -> str:
         interval = "" if self.ci95 is None else f" ± {100 * self.ci95:.1f}"
-        instances = "".join(
-            f"; {_ordinal(k)} presentation {100 * self.accuracy_by_instance[k]:.1f} %"
-            for k in (1, 2, 5, 10)
-            if k in self.accuracy_by_instance
-        )
         return (
-            f"{_describe(self.protocol)}  {100 * self.accuracy:.1f}{interval} % "
-            f"(95 % CI over {self.episodes} episodes{instances})"
+            f"{describe(self.protocol)}  {100 * self.accuracy:.1f}{interval} % "
+            f"(95 % CI over {self.episodes} episodes{told_by_instance(self.accuracy_by_instance)})"
         )
 
 
@@ -109,7 +104,7 @@ def evaluate(
     batch_size = batch_size or episodes_at_once(learner, source)
     columns: list[dict[str, NDArray[np.int64]]] = []
     done = 0
-    with _evaluating(learner):
+    with evaluating(learner):
         for batch, logits in _answered(learner, source, episodes, batch_size):
             columns.append(_rows(learner, batch, logits, first_episode=done))
             done += len(batch.class_ids)
@@ -232,7 +227,7 @@ def _group(rows: dict[str, NDArray[np.int64]]) -> pa.Table:
 
 
 @contextmanager
-def _evaluating(learner: Learner) -> Iterator[None]:
+def evaluating(learner: Learner) -> Iterator[None]:
     """Evaluation mode without gradients; afterwards each module is back in the mode it was in."""
     modes = [(module, module.training) for module in learner.modules()]
     learner.eval()
@@ -250,14 +245,11 @@ def _device(learner: Learner, otherwise: torch.device) -> torch.device:
     return otherwise if tensor is None else tensor.device
 
 
-def _describe(protocol: Protocol) -> str:
+def describe(protocol: Protocol) -> str:
+    """ "5-way 1-shot" or "5-way stream of 50, exact counts"."""
     if isinstance(protocol, KShot):
         way, shot = (
             "-".join(str(end) for end in sorted(set(bounds(v)))) for v in (protocol.way, protocol.shot)
         )
         return f"{way}-way {shot}-shot"
     return f"{protocol.way}-way stream of {protocol.length}, {protocol.manner}"
-
-
-def _ordinal(number: int) -> str:
-    return {1: "1st", 2: "2nd", 3: "3rd"}.get(number, f"{number}th")

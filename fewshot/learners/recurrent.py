@@ -20,7 +20,8 @@ from fewshot.episodes.labels import LETTERS, VALUES, Labels, label_units
 from fewshot.errors import LearnerError
 from fewshot.learners.embedding import EmbeddingLearner
 from fewshot.learners.metric import across_episodes_loss
-from fewshot.memory.cell import Cell
+from fewshot.memory.cell import Cell, MemoryCell
+from fewshot.memory.external import Access
 
 
 class RecurrentState(NamedTuple):
@@ -115,18 +116,35 @@ class RecurrentLearner(EmbeddingLearner):
             answers = answers + self.metric_weight * across_episodes_loss(features, batch)
         return answers
 
+    def watch_features(self, batch: StreamBatch) -> tuple[Tensor, list[Access]]:
+        """`stream_features`, and what the memory did at each step; what step t stores is image t - 1.
+
+        Raises LearnerError where there is no external memory.
+        """
+        if not isinstance(self.cell, MemoryCell):
+            raise LearnerError(f"{type(self).__name__} has no memory to look into: watch a memory network")
+        state = self.start(len(batch.images), batch.way)
+        _, previous = self._units(state, self.shown(batch))
+        outputs, accesses, _ = self.cell.watch(state.cell, batch.images, previous)
+        logits: Tensor = self.output(outputs)
+        return logits, accesses
+
     def _run(self, state: RecurrentState, features: Tensor, labels: Tensor) -> tuple[Tensor, RecurrentState]:
         """Go through features (batch, step, feature), labels (batch, step): outputs, and the state then.
 
         labels: (batch, step, letter) where they are strings.
         """
+        shown, previous = self._units(state, labels)
+        outputs, cell = self.cell(state.cell, features, previous)
+        return outputs, RecurrentState(cell, shown[:, -1])
+
+    def _units(self, state: RecurrentState, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels as units, (batch, step, unit), and those that come in at each step, one step late."""
         units = (
             F.one_hot(labels, self.way) if self.labels == "one_hot" else F.one_hot(labels, VALUES).flatten(-2)
         )
         shown = units.to(state.pending.dtype)
-        previous = torch.cat([state.pending.unsqueeze(1), shown[:, :-1]], dim=1)
-        outputs, cell = self.cell(state.cell, features, previous)
-        return outputs, RecurrentState(cell, shown[:, -1])
+        return shown, torch.cat([state.pending.unsqueeze(1), shown[:, :-1]], dim=1)
 
 
 def _repeat(state: Any, count: int) -> Any:

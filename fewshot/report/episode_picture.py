@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from fewshot.report.figure import add_title, new_figure, save
+from fewshot.report.figure import add_title, label_color, new_figure, save
 
 __all__ = ["draw_kshot", "draw_stream", "save"]
 
@@ -22,9 +22,6 @@ Labels = NDArray[np.integer[Any]]
 CELL_INCHES = 0.62
 """From one image to the next; the caption beneath an image takes CAPTION of that."""
 CAPTION = 0.4
-
-# Okabe and Ito's colours without the pale ones, in turn; the number says which label it is.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#B07800", "#000000")
 
 
 def draw_kshot(
@@ -52,14 +49,14 @@ def draw_kshot(
     order = np.argsort(support_labels, kind="stable")
     for place, (image, label) in enumerate(zip(support_images[order], support_labels[order], strict=True)):
         row, column = divmod(place, columns)
-        _draw(axes, image, column, 0.5 + row * (1 + CAPTION), int(label))
+        draw_image(axes, image, column, 0.5 + row * (1 + CAPTION), int(label))
         _caption(axes, column, 0.5 + row * (1 + CAPTION), int(label), str(label))
 
     axes.text(0, queries_at - 0.18, "Query: images to name", fontsize=9.5, weight="bold")
     for label in range(way):
         top = queries_at + 1.08 * label
         for column, image in enumerate(query_images[query_labels == label]):
-            _draw(axes, image, column, top, label)
+            draw_image(axes, image, column, top, label)
         _name(axes, query, top + 0.5, label, f"{label}  {class_names[label]}")
     return figure
 
@@ -85,7 +82,7 @@ def draw_stream(
     figure, axes = _canvas(columns, height, class_names, title, told)
     for place, (image, label, seen) in enumerate(zip(images, labels, presentation, strict=True)):
         row, column = divmod(place, columns)
-        _draw(axes, image, column, row * (1 + CAPTION), int(label))
+        draw_image(axes, image, column, row * (1 + CAPTION), int(label))
         _caption(axes, column, row * (1 + CAPTION), int(label), shown[label], filled=seen == 1)
     for label, name in enumerate(class_names):
         _name(axes, columns, 0.25 + 0.5 * label, label, f"{shown[label]}  {name}")
@@ -109,7 +106,7 @@ def _canvas(
     return figure, axes
 
 
-def _draw(axes: Axes, image: Images, column: float, top: float, label: int) -> None:
+def draw_image(axes: Axes, image: Images, column: float, top: float, label: int) -> None:
     """One image in its cell, framed in its label's colour."""
     picture = image[0] if len(image) == 1 else np.moveaxis(image, 0, -1)
     left, right, upper, lower = column + 0.04, column + 0.96, top + 0.04, top + 0.96
@@ -123,12 +120,12 @@ def _draw(axes: Axes, image: Images, column: float, top: float, label: int) -> N
         clip_on=False,
     )
     outline = [left, right, right, left, left], [upper, upper, lower, lower, upper]
-    axes.plot(*outline, color=_color(label), lw=0.9, solid_joinstyle="miter", clip_on=False)
+    axes.plot(*outline, color=label_color(label), lw=0.9, solid_joinstyle="miter", clip_on=False)
 
 
 def _caption(axes: Axes, column: float, top: float, label: int, shown: str, filled: bool = False) -> None:
     """What is shown for a label, beneath its image, white on its colour where filled."""
-    color = _color(label)
+    color = label_color(label)
     text = axes.text(column + 0.5, top + 1.17, shown, fontsize=8.5, ha="center", va="center")
     text.set_color("white" if filled else color)
     if filled:
@@ -137,8 +134,4 @@ def _caption(axes: Axes, column: float, top: float, label: int, shown: str, fill
 
 def _name(axes: Axes, columns: int, height: float, label: int, text: str) -> None:
     """A label and its class's name, to the right of the images."""
-    axes.text(columns + 0.12, height, text, color=_color(label), fontsize=9, va="center")
-
-
-def _color(label: int) -> str:
-    return _COLORS[label % len(_COLORS)]
+    axes.text(columns + 0.12, height, text, color=label_color(label), fontsize=9, va="center")

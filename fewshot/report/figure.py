@@ -59,6 +59,9 @@ _STYLES = {
     "nearest_neighbour": Style(_BLACK, "X"),
     "count_guesser": Style("#8a8a8a", "P"),
 }
+# For labels, without the pale ones, in turn; the number beside it says which label it is.
+_LABELS = (_BLUE, _VERMILLION, _GREEN, "#AA4499", "#B07800", _BLACK)
+
 _OTHERS = tuple(Style(color, marker) for marker in "ph8*" for color in (_VERMILLION, _BLUE, _GREEN, _PINK))
 
 
@@ -66,6 +69,11 @@ def learner_style(learner: str) -> Style:
     """The learner's colour and marker, the same in all figures; one's own learner gets one by its name."""
     base = learner.partition(":")[0]
     return _STYLES.get(base) or _OTHERS[zlib.crc32(learner.encode()) % len(_OTHERS)]
+
+
+def label_color(label: int) -> str:
+    """The colour of a label of an episode, the same in all figures."""
+    return _LABELS[label % len(_LABELS)]
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -82,11 +90,10 @@ def add_title(figure: Figure, title: str, *lines: str) -> None:
         figure.text(left, 1 - (0.36 + 0.18 * i) / height, line, fontsize=9, color=GREY, va="top")
 
 
-def save(figure: Figure, path: Path, colors: int | None = None) -> Path:
-    """Write a figure as PNG: the same bytes for the same content, and never half a file.
+def png(figure: Figure, colors: int | None = None) -> bytes:
+    """A figure as PNG: the same bytes for the same content.
 
     colors: reduce to so many, which makes a plot a third of the size; not for photographs.
-    Raises RecordError where the folder cannot be written.
     """
     drawn, content = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=DOTS_PER_INCH)
@@ -94,10 +101,16 @@ def save(figure: Figure, path: Path, colors: int | None = None) -> Path:
     if colors:
         image = image.quantize(colors, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     image.save(content, format="png", optimize=True, dpi=(DOTS_PER_INCH, DOTS_PER_INCH))
+    return content.getvalue()
+
+
+def save(figure: Figure, path: Path, colors: int | None = None) -> Path:
+    """Write a figure as `png`, never half a file. Raises RecordError where the folder cannot be written."""
+    content = png(figure, colors)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content.getvalue())
+        temporary.write_bytes(content)
         temporary.replace(path)
     except OSError as error:
         raise RecordError(

@@ -12,6 +12,7 @@ import pandas as pd
 
 from fewshot.errors import RecordError, unknown
 from fewshot.harness.record import Record
+from fewshot.harness.statistics import ordinal
 from fewshot.report.formats import ResultTable, Row, html, latex, markdown, text
 from fewshot.report.published import Published, differences, find_published, human_stream
 from fewshot.report.results import (
@@ -165,7 +166,7 @@ def _stream_table(results: list[Result]) -> ResultTable:
         rows[label] = {column: (result, k) for column, k in enumerate(shown) if k in result.figures}
     table = ResultTable(
         title=f"Stream · {describe_stream(record)} · {describe_test_set(results)}",
-        columns=tuple(_ordinal(k) for k in shown),
+        columns=tuple(ordinal(k) for k in shown),
     )
     _filled(table, rows, f"chance {_chance(record)}")
     _add_people(table, shown, human_stream(record.dataset, record.way, record.labels or ""))
@@ -278,7 +279,3 @@ def _episodes(results: list[Result]) -> str:
     exceptions = f" ({', '.join(f'{name} {count:,}' for name, count in fewer.items())})" if fewer else ""
     side = results[0].record.side
     return f"{most:,} {'validation' if side == 'val' else side} episodes{exceptions}"
-
-
-def _ordinal(number: int) -> str:
-    return f"{number}{({1: 'st', 2: 'nd', 3: 'rd'}).get(number, 'th')}"

@@ -1,0 +1,176 @@
+"""The microscope: the score against planted readers, and a network that is watched as it answers."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from fewshot.data.catalogue import load_dataset
+from fewshot.data.split import ClassPool
+from fewshot.episodes.batch import StreamBatch
+from fewshot.episodes.protocol import Stream
+from fewshot.episodes.sampler import EpisodeSampler
+from fewshot.episodes.source import presentation
+from fewshot.errors import EpisodeError, LearnerError
+from fewshot.harness import microscope
+from fewshot.harness.checkpoint import save_learner
+from fewshot.harness.microscope import find_memory_network, item_shares, measure_attribution, watch_episode
+from fewshot.harness.watched import attribution, level, right_share
+from fewshot.learners.lstm import Lstm
+from fewshot.learners.mann import Mann
+from fewshot.memory.attribution import Visit
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+SMALL: dict[str, Any] = {"widths": (4,), "embedding_size": 6, "hidden_size": 10}
+LABELS = torch.tensor([[0, 1, 1, 0, 2, 1], [2, 2, 0, 2, 0, 1]])
+
+
+@pytest.fixture
+def pool(image_folder: Path) -> ClassPool:
+    return load_dataset(str(image_folder)).split("folders").test
+
+
+def mann(pool: ClassPool) -> Mann:
+    torch.manual_seed(0)
+    return Mann(pool.image_set.image_shape, 3, **SMALL, num_slots=12, word_size=5)
+
+
+def shares_of_a_reader(weights: torch.Tensor) -> NDArray[np.float32]:
+    """Of a memory of a slot per step, whose head reads the slots with weights (batch, step, slot)."""
+    batch, steps, slots = weights.shape
+    written = torch.eye(slots).expand(batch, -1, -1)
+    kept = torch.ones(batch, slots)
+    seen = [Visit(weights[:, step], written[:, step], kept, None) for step in range(steps)]
+    shares: NDArray[np.float32] = item_shares(seen).numpy()
+    return shares
+
+
+def score(weights: torch.Tensor, labels: torch.Tensor = LABELS) -> Any:
+    seen = presentation(labels, 3).numpy()
+    return attribution(shares_of_a_reader(weights), labels.numpy(), seen, labels.numpy())
+
+
+def test_a_reader_of_the_right_images_alone_scores_one() -> None:
+    right = (LABELS.unsqueeze(2) == LABELS.unsqueeze(1)).float()  # image i lies in slot i + 1
+    weights = torch.cat([torch.zeros(2, 6, 1), right[..., :-1]], dim=2)
+    told = score(weights)
+    assert told.share.mean == 1
+    assert told.foremost == 1
+    assert set(told.by_instance.values()) == {1.0}
+
+
+def test_a_reader_of_wrong_images_alone_scores_nothing() -> None:
+    wrong = (LABELS.unsqueeze(2) != LABELS.unsqueeze(1)).float()
+    weights = torch.cat([torch.zeros(2, 6, 1), wrong[..., :-1]], dim=2)
+    assert score(weights).share.mean == 0
+    assert score(weights).foremost == 0
+
+
+def test_a_reader_without_preference_scores_the_level() -> None:
+    told = score(torch.full((2, 6, 6), 1 / 6))
+    assert told.share.mean == pytest.approx(told.level)
+    shares = shares_of_a_reader(torch.full((2, 6, 6), 1 / 6))
+    seen = presentation(LABELS, 3).numpy()
+    np.testing.assert_allclose(right_share(shares, LABELS.numpy())[:, 1:], level(seen)[:, 1:], rtol=1e-6)
+
+
+def test_the_score_of_two_short_streams_worked_out_by_hand() -> None:
+    shares = np.zeros((2, 3, 3))
+    shares[0, 1] = [1, 0, 0]  # a new class: does not count
+    shares[0, 2] = [0.25, 0.75, 0]
+    shares[1, 1] = [1, 0, 0]
+    shares[1, 2] = [0.5, 0.5, 0]
+    labels = np.array([[0, 1, 0], [1, 1, 1]])
+    told = attribution(shares, labels, np.array([[1, 1, 2], [1, 2, 3]]), np.array([[0, 0, 1], [1, 1, 1]]))
+    assert told.share.mean == pytest.approx((0.25 + 1 + 1) / 3)
+    assert told.level == pytest.approx((1 / 2 + 1 + 1) / 3)
+    assert told.by_instance == {2: pytest.approx((0.25 + 1) / 2), 3: 1}
+    assert told.foremost == told.accuracy == pytest.approx(2 / 3)
+    assert told.episodes == 2
+    assert str(told).startswith("attribution: 75.0 ± ")
+    assert str(told).endswith("(95 % CI over 2 episodes; without preference 83.3 %; 2nd presentation 62.5 %)")
+
+
+def test_where_nothing_is_read_nothing_is_right() -> None:
+    assert score(torch.zeros(2, 6, 6)).share.mean == 0
+
+
+def test_what_was_written_at_the_first_step_belongs_to_no_image() -> None:
+    first = torch.zeros(2, 6, 6)
+    first[..., 0] = 1
+    assert not shares_of_a_reader(first).any()
+
+
+def test_streams_without_a_second_presentation_are_refused() -> None:
+    with pytest.raises(EpisodeError, match="no class comes twice"):
+        score(torch.zeros(1, 3, 3), torch.tensor([[2, 0, 1]]))
+
+
+def test_a_watched_episode_is_the_one_that_is_answered(pool: ClassPool) -> None:
+    learner, source = mann(pool).eval(), EpisodeSampler(pool, Stream(3, 12, "random"), 0)
+    watched, batch = watch_episode(learner, source, 5), source.batch(5, 1)
+    assert isinstance(batch, StreamBatch)
+    with torch.no_grad():
+        np.testing.assert_array_equal(watched.answers, learner.stream(batch).argmax(-1)[0])
+    np.testing.assert_array_equal(watched.labels, batch.labels[0])
+    np.testing.assert_array_equal(watched.presentation, batch.presentation[0])
+    scale = np.array(pool.image_set.std), np.array(pool.image_set.mean)
+    np.testing.assert_allclose((watched.images / 255 - scale[1]) / scale[0], batch.images[0], atol=1e-5)
+    assert watched.class_names == tuple(pool.class_name(int(number)) for number in batch.class_ids[0])
+
+
+def test_a_watched_memory_adds_up(pool: ClassPool) -> None:
+    watched = watch_episode(mann(pool), EpisodeSampler(pool, Stream(3, 12), 0), 0)
+    assert watched.slots.tolist() == list(range(12))
+    assert watched.usage is not None
+    for weights in (watched.read_weights, watched.write_weights):
+        np.testing.assert_allclose(weights.sum(axis=1), 4, rtol=1e-5)  # four heads
+    assert not watched.shares[0].any()
+    np.testing.assert_allclose(watched.shares[1:].sum(axis=1), 1, rtol=1e-5)
+    assert not np.triu(watched.shares).any(), "what comes later is not read"
+    assert not watched.held[0].any()
+    stored = np.array([held.sum() for held in watched.held[:3]])
+    np.testing.assert_allclose(stored, [0, 4, 8], atol=0.3)  # less what is erased
+    assert set(watched.owner[0]) == {-1}
+    assert watched.owner[1].max() == watched.labels[0]
+
+
+def test_the_score_does_not_depend_on_how_many_go_side_by_side(
+    pool: ClassPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner, source = mann(pool).train(), EpisodeSampler(pool, Stream(3, 9), 0)
+    together, done = measure_attribution(learner, source, 7, on_progress=lambda _: None), []
+    monkeypatch.setattr(microscope, "EPISODES_AT_ONCE", 3)
+    apart = measure_attribution(learner, source, 7, on_progress=done.append)
+    assert apart.share == pytest.approx(together.share, abs=1e-6)
+    assert (apart.level, apart.accuracy) == (together.level, together.accuracy)
+    assert done == [3, 3, 1]
+    assert learner.training, "the learner is left as it was"
+
+
+def test_the_first_memory_network_of_a_folder_is_found(
+    pool: ClassPool, tiny_results: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.safetensors"
+    save_learner(mann(pool), path, "mann", SMALL | {"num_slots": 12, "word_size": 5})
+    assert find_memory_network(path)[0] == path
+    with pytest.raises(LearnerError, match="holds 'mann', not 'mann_paper'"):
+        find_memory_network(path, "mann_paper")
+    with pytest.raises(
+        LearnerError, match="only Prototypical, Lstm, Lstm, NearestNeighbour: choose a memory"
+    ):
+        find_memory_network(tiny_results)
+    with pytest.raises(LearnerError, match=r"unknown learner of .* 'mann': there is lstm, nearest_neighbour"):
+        find_memory_network(tiny_results, "mann")
+
+
+def test_a_learner_without_a_memory_is_not_watched(pool: ClassPool) -> None:
+    batch = EpisodeSampler(pool, Stream(3, 9), 0).batch(0, 1)
+    assert isinstance(batch, StreamBatch)
+    learner = Lstm(pool.image_set.image_shape, 3, **SMALL)
+    with pytest.raises(LearnerError, match="Lstm has no memory to look into"):
+        learner.watch_features(batch)
