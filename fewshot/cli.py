@@ -216,6 +216,7 @@ def inspect_memory(
     learner: Annotated[
         str | None, typer.Option(help="Learner of the results folder; its first memory network by default.")
     ] = None,
+    option: LearnerOption = None,
     dataset: Annotated[str | None, typer.Option(help="Data set; that of the training by default.")] = None,
     split: SplitOption = None,
     side: Annotated[Side, typer.Option(help="Side of the split.")] = "test",
@@ -246,7 +247,7 @@ def inspect_memory(
     from fewshot.report.microscope import draw_microscope
     from fewshot.report.microscope_page import microscope_page
 
-    checkpoint, loaded = find_memory_network(run, learner)
+    checkpoint, loaded = find_memory_network(run, learner, _options(option or []))
     name, pool = _classes(checkpoint, loaded.image_shape, dataset, split, side, rotated, data)
     way = way or loaded.way
     stream = Stream(way, length or 10 * way, counts, within_group)

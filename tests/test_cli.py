@@ -299,7 +299,8 @@ def test_inspect_draws_what_a_memory_did_and_scores_it(
     assert score in page
     assert "fewshot inspect" in page
     assert "--episode 3" in page
-    other = fewshot("inspect", memory_network, *setting, "--counts", "random", "--out", "own.png")
+    options = ("--option", "num_slots=20", "--counts", "random", "--out", "own.png")
+    other = fewshot("inspect", memory_network, *setting, *options)
     assert other.out.endswith("\nown.png\n")
     assert "random counts" in other.out
 

@@ -5,8 +5,9 @@ then (`fewshot.learners.recurrent`); what it writes at the first step belongs to
 step t is shared out among the images stored by then (`fewshot.memory.attribution`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from fewshot.harness.checkpoint import load_learner
 from fewshot.harness.evaluate import evaluating
 from fewshot.harness.record import read_records
 from fewshot.harness.watched import Attribution, WatchedEpisode, attribution
+from fewshot.learners.base import Learner
 from fewshot.learners.embedding import embed_in_parts
 from fewshot.learners.naming import named_labels
 from fewshot.learners.recurrent import RecurrentLearner
@@ -31,16 +33,21 @@ EPISODES_AT_ONCE = 10
 """Each step's memory is kept until the stream is over."""
 
 
-def find_memory_network(run: Path, learner: str | None = None) -> tuple[Path, RecurrentLearner]:
+def find_memory_network(
+    run: Path, learner: str | None = None, options: Mapping[str, Any] | None = None
+) -> tuple[Path, RecurrentLearner]:
     """The checkpoint `run`, or the first of the results folder `run` that is one of a memory network.
 
-    learner: the id that it must have. Raises LearnerError where there is no such network.
+    learner: the id that it must have; options: in place of those it was trained with, as for `load_learner`.
+    Raises LearnerError where there is no such network.
     """
     others = []
     for path in _checkpoints(run, learner) if run.is_dir() else [run]:
         loaded = load_learner(path, learner)
-        if isinstance(loaded, RecurrentLearner) and isinstance(loaded.cell, MemoryCell):
-            return path, loaded
+        if _has_memory(loaded):
+            asked = load_learner(path, learner, options)
+            assert _has_memory(asked), "no option takes a memory away"
+            return path, asked
         others.append(type(loaded).__name__)
     raise LearnerError(
         f"{run} has no learner with an external memory to look into, only {', '.join(others) or 'records'}: "
@@ -94,6 +101,10 @@ def item_shares(steps: Sequence[Visit]) -> Tensor:
     """(batch, step, item): which part of what is read came from each image, of all that came from images."""
     stored = F.pad(read_amounts(steps)[..., 1:], (0, 1))  # what step j + 1 wrote is image j
     return stored / stored.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(stored.dtype).tiny)
+
+
+def _has_memory(learner: Learner) -> TypeGuard[RecurrentLearner]:
+    return isinstance(learner, RecurrentLearner) and isinstance(learner.cell, MemoryCell)
 
 
 def _checkpoints(folder: Path, learner: str | None) -> list[Path]:

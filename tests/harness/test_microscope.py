@@ -22,6 +22,7 @@ from fewshot.harness.watched import attribution, level, right_share
 from fewshot.learners.lstm import Lstm
 from fewshot.learners.mann import Mann
 from fewshot.memory.attribution import Visit
+from fewshot.memory.cell import MemoryCell
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -157,7 +158,10 @@ def test_the_first_memory_network_of_a_folder_is_found(
 ) -> None:
     path = tmp_path / "mine.safetensors"
     save_learner(mann(pool), path, "mann", SMALL | {"num_slots": 12, "word_size": 5})
-    assert find_memory_network(path)[0] == path
+    found, learner = find_memory_network(path, "mann", {"num_slots": 20})
+    assert found == path
+    assert isinstance(learner.cell, MemoryCell)
+    assert learner.cell.memory.num_slots == 20
     with pytest.raises(LearnerError, match="holds 'mann', not 'mann_paper'"):
         find_memory_network(path, "mann_paper")
     with pytest.raises(
