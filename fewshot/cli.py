@@ -250,7 +250,7 @@ def inspect_memory(
     checkpoint, loaded = find_memory_network(run, learner, _options(option or []))
     name, pool = _classes(checkpoint, loaded.image_shape, dataset, split, side, rotated, data)
     way = way or loaded.way
-    stream = Stream(way, length or 10 * way, counts, within_group)
+    stream = Stream(way, length or 10 * way, counts, within_group, loaded.labels)
     source = EpisodeSampler(pool, stream, episode_seed)
     watched = watch_episode(loaded, source, episode)
     with progress(f"watching {checkpoint.stem}", episodes) as advance:

@@ -26,7 +26,7 @@ class WatchedEpisode:
     """One stream, and what the memory did at each step of it; weights are summed over heads.
 
     images: (step, channel, height, width) uint8, as they are in the image set; labels, answers, presentation:
-        (step,); class_names: one per label.
+        (step,), an answer that names no class is -1; class_names: one per label.
     slots: (slot,), the numbers of the slots that were touched, of num_slots in all.
     read_weights, write_weights: (step, slot); usage: (step, slot), None where the memory keeps no such count.
     held: (step, slot, way), how much of the images of each class lies in a slot after the step.

@@ -59,7 +59,7 @@ def _draw_stream(axes: Axes, episode: WatchedEpisode) -> None:
     _name(
         axes,
         "The stream: each image is named before its label is shown",
-        "dot: a new class; white on colour: a wrong answer; read most: the stored image of the largest share",
+        "dot: a new class; white on colour: wrong (–: no class); read most: the image with the largest share",
     )
     axes.axis("off")
     axes.set_ylim(_STREAM_ROWS, 0)
@@ -73,10 +73,10 @@ def _draw_stream(axes: Axes, episode: WatchedEpisode) -> None:
         if episode.presentation[step] == 1:
             dot: dict[str, Any] = {"marker": ".", "ms": 6, "color": label_color(int(label)), "clip_on": False}
             axes.plot(middle, -2.5 / column, **dot)
-        told = axes.text(middle, 1.32, str(answer), color=label_color(int(answer)), weight="bold", **text)
+        named, color = ("–", _NOBODY) if answer < 0 else (str(answer), label_color(int(answer)))
+        told = axes.text(middle, 1.32, named, color=color, weight="bold", **text)
         if answer != label:
-            box = {"boxstyle": "round,pad=0.15", "facecolor": label_color(int(answer)), "linewidth": 0}
-            told.set(color="white", bbox=box)
+            told.set(color="white", bbox={"boxstyle": "round,pad=0.15", "facecolor": color, "linewidth": 0})
         most = int(episode.shares[step].argmax())
         if share := episode.shares[step, most]:
             draw_image(axes, episode.images[most], step, 1.64, int(episode.labels[most]))

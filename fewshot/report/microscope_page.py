@@ -61,7 +61,7 @@ def _facts(episode: WatchedEpisode, step: int) -> dict[str, Any]:
         "class_name": episode.class_names[label],
         "color": label_color(label),
         "presentation": int(episode.presentation[step]),
-        "answer": answer,
+        "answer": "no class" if answer < 0 else answer,
         "answer_color": label_color(answer),
         "right": answer == label,
         "right_share": f"{100 * episode.right_share[step]:.0f} %" if known else "",

@@ -21,6 +21,7 @@ from fewshot.harness.microscope import find_memory_network, item_shares, measure
 from fewshot.harness.watched import attribution, level, right_share
 from fewshot.learners.lstm import Lstm
 from fewshot.learners.mann import Mann
+from fewshot.learners.naming import named_labels
 from fewshot.memory.attribution import Visit
 from fewshot.memory.cell import MemoryCell
 
@@ -122,6 +123,18 @@ def test_a_watched_episode_is_the_one_that_is_answered(pool: ClassPool) -> None:
     scale = np.array(pool.image_set.std), np.array(pool.image_set.mean)
     np.testing.assert_allclose((watched.images / 255 - scale[1]) / scale[0], batch.images[0], atol=1e-5)
     assert watched.class_names == tuple(pool.class_name(int(number)) for number in batch.class_ids[0])
+
+
+def test_a_network_of_strings_is_watched_as_well(pool: ClassPool) -> None:
+    torch.manual_seed(0)
+    learner = Mann(pool.image_set.image_shape, 3, **SMALL, num_slots=12, word_size=5, labels="string").eval()
+    source = EpisodeSampler(pool, Stream(4, 12, labels="string"), 0)
+    watched, batch = watch_episode(learner, source, 2), source.batch(2, 1)
+    assert isinstance(batch, StreamBatch)
+    with torch.no_grad():
+        np.testing.assert_array_equal(watched.answers, named_labels(learner, batch, learner.stream(batch))[0])
+    assert watched.held.shape == (12, 12, 4)
+    np.testing.assert_allclose(watched.shares[1:].sum(axis=1), 1, rtol=1e-5)
 
 
 def test_a_watched_memory_adds_up(pool: ClassPool) -> None:

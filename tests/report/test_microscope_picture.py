@@ -86,6 +86,14 @@ def test_wrong_answers_stand_out(episode: WatchedEpisode) -> None:
     assert boxed == [False, True, False, True, False, True]
 
 
+def test_an_answer_may_name_no_class(episode: WatchedEpisode) -> None:
+    nowhere = replace(episode, answers=np.array([1, -1, 1, -1, 0, 0]))
+    answers = [text for text in panels(nowhere)[0].texts if text.get_text() in "012–"]
+    assert [text.get_text() for text in answers] == list("1–1–00")
+    page = microscope_page(nowhere, new_figure(1, 1), title="", lines=[], command="")
+    assert page.count('"answer": "no class"') == 2
+
+
 def test_bars_say_what_came_from_the_right_class(episode: WatchedEpisode) -> None:
     bars = [patch for patch in panels(episode)[1].patches if patch.__class__.__name__ == "Rectangle"]
     assert [(bar.get_x() + 0.4, bar.get_height()) for bar in bars] == [  # type: ignore[attr-defined]
