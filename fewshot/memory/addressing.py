@@ -1,12 +1,25 @@
-"""Content addressing: how a key finds slots of the memory (Santoro et al. 2016, equations 2 and 3).
+"""Addressing: how a head finds its slots, by content and by location.
 
-| name       | symbol | equation                                   | shape                    |
-|------------|--------|--------------------------------------------|--------------------------|
-| memory     | M      |                                            | (batch, slot, word)      |
-| key        | k      |                                            | (batch, read_head, word) |
-| similarity | K      | k . M(i) / (|k| |M(i)|)                    | (batch, read_head, slot) |
-| strength   | beta   | 1 in Santoro et al.; learned in the NTM    | (batch, read_head)       |
-| weights    | w      | exp(beta K(i)) / sum over j exp(beta K(j)) | (batch, read_head, slot) |
+By content (Graves et al. 2014, arXiv:1410.5401, equations 5 and 6; Santoro et al. 2016, equations 2 and 3):
+
+| name       | symbol | equation                                   | shape               |
+|------------|--------|--------------------------------------------|---------------------|
+| memory     | M      |                                            | (batch, slot, word) |
+| key        | k      |                                            | (batch, head, word) |
+| similarity | K      | k . M(i) / (|k| |M(i)|)                    | (batch, head, slot) |
+| strength   | beta   | 1 in Santoro et al.; learned in the NTM    | (batch, head)       |
+| weights    | w^c    | exp(beta K(i)) / sum over j exp(beta K(j)) | (batch, head, slot) |
+
+By location, from where the head was one step before (Graves et al. 2014, equations 7 to 9; slots in a ring):
+
+| name         | symbol | equation                                      | shape                |
+|--------------|--------|-----------------------------------------------|----------------------|
+| gate         | g      | 1: by content alone; 0: where it was          | (batch, head)        |
+| interpolated | w^g    | g w^c_t + (1 - g) w_{t-1}                     | (batch, head, slot)  |
+| shift_kernel | s      | how likely each shift is, -1, 0, +1 or more   | (batch, head, shift) |
+| shifted      | w~     | sum over j of w^g(j) s(i - j)                 | (batch, head, slot)  |
+| sharpening   | gamma  | at least 1                                    | (batch, head)        |
+| sharpened    | w      | w~(i)^gamma / sum over j of w~(j)^gamma       | (batch, head, slot)  |
 """
 
 import torch
@@ -22,14 +35,39 @@ def inverse_length(vectors: Tensor) -> Tensor:
 
 
 def cosine_similarity(key: Tensor, memory: Tensor, strength: Tensor | None = None) -> Tensor:
-    """Cosine of every key with every slot, times strength, (batch, read_head, slot); 0 with an empty slot."""
+    """Cosine of every key with every slot, times strength, (batch, head, slot); 0 with an empty slot."""
     scale = inverse_length(key) if strength is None else strength * inverse_length(key)
     return torch.bmm(key * scale.unsqueeze(-1), memory.mT) * inverse_length(memory).unsqueeze(1)
 
 
 def content_weights(key: Tensor, memory: Tensor, strength: Tensor | None = None) -> Tensor:
-    """Attention of every head over the slots, (batch, read_head, slot); sums to 1 over the slots.
+    """Attention of every head over the slots, (batch, head, slot); sums to 1 over the slots.
 
     Without a strength it is nearly flat: a bare cosine gives the best of 128 slots a weight of 0.05 at most.
     """
     return torch.softmax(cosine_similarity(key, memory, strength), dim=-1)
+
+
+def interpolate(content: Tensor, previous: Tensor, gate: Tensor) -> Tensor:
+    """Weights found by content, and those of the step before where the gate is shut, (batch, head, slot)."""
+    return torch.lerp(previous, content, gate.unsqueeze(-1))
+
+
+def shift(weights: Tensor, shift_kernel: Tensor) -> Tensor:
+    """Circular convolution: weights (batch, head, slot) moved by each shift as far as the kernel says.
+
+    shift_kernel: (batch, head, 2 * range + 1), for shifts from -range to range; +1 is on to the next slot.
+    """
+    reach = shift_kernel.shape[-1] // 2
+    moved = torch.stack([weights.roll(steps, dims=-1) for steps in range(-reach, reach + 1)], dim=-2)
+    return (shift_kernel.unsqueeze(-1) * moved).sum(-2)
+
+
+def sharpen(weights: Tensor, sharpening: Tensor) -> Tensor:
+    """Weights (batch, head, slot) to a power of at least 1, and renormalised.
+
+    By logarithms, so that the sum cannot vanish however high the power; a weight of 0 stays one, to within
+    the smallest number, and passes no gradient.
+    """
+    logarithms = weights.clamp(min=torch.finfo(weights.dtype).tiny).log()
+    return torch.softmax(sharpening.unsqueeze(-1) * logarithms, dim=-1)

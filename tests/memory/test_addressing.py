@@ -1,13 +1,16 @@
-"""Content addressing against slow twins, planted values and its invariants."""
+"""Addressing by content and by location against slow twins, planted values and their invariants."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
+from torch import Tensor
 
-from fewshot.memory.addressing import content_weights, cosine_similarity
+from fewshot.memory.addressing import content_weights, cosine_similarity, interpolate, sharpen, shift
 
 Array = NDArray[np.float64]
 
@@ -89,3 +92,119 @@ def test_gradient() -> None:
     strength = torch.rand(2, 2, dtype=torch.double) + 1
     inputs = tuple(tensor.requires_grad_() for tensor in (key, memory, strength))
     assert torch.autograd.gradcheck(content_weights, inputs)
+
+
+# --- By location --------------------------------------------------------------------------------------------
+
+
+def slow_shift(weights: Array, kernel: Array) -> Array:
+    """Equation 8 of Graves et al. 2014: the kernel spread over all slots, indices modulo their number."""
+    batch, heads, slots = weights.shape
+    reach = kernel.shape[-1] // 2
+    shifted = np.zeros_like(weights)
+    for b in range(batch):
+        for head in range(heads):
+            spread = np.zeros(slots)
+            for place, share in enumerate(kernel[b, head]):
+                spread[(place - reach) % slots] += share
+            for i in range(slots):
+                shifted[b, head, i] = sum(weights[b, head, j] * spread[(i - j) % slots] for j in range(slots))
+    return shifted
+
+
+def slow_sharpen(weights: Array, sharpening: Array) -> Array:
+    powers = weights ** sharpening[..., None]
+    return powers / powers.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("reach", [1, 2, 4])  # the last is wider than the ring of seven slots
+def test_location_equals_the_slow_twin(reach: int) -> None:
+    random = np.random.default_rng(reach)
+    previous, content = random.dirichlet(np.ones(7), size=(2, 3, 2))
+    kernel = random.dirichlet(np.ones(2 * reach + 1), size=(3, 2))
+    gate, sharpening = random.uniform(size=(3, 2)), random.uniform(1, 5, size=(3, 2))
+    blend = interpolate(torch.tensor(content), torch.tensor(previous), torch.tensor(gate))
+    expected = gate[..., None] * content + (1 - gate[..., None]) * previous
+    np.testing.assert_allclose(blend.numpy(), expected, rtol=1e-12)
+    moved = shift(blend, torch.tensor(kernel))
+    np.testing.assert_allclose(moved.numpy(), slow_shift(expected, kernel), rtol=1e-12)
+    sharp = sharpen(moved, torch.tensor(sharpening))
+    np.testing.assert_allclose(sharp.numpy(), slow_sharpen(moved.numpy(), sharpening), rtol=1e-10)
+
+
+def one_hot(slot: int, slots: int = 5) -> Tensor:
+    return torch.eye(slots)[slot].view(1, 1, slots)
+
+
+@pytest.mark.parametrize("gate", [0.0, 1.0])
+def test_a_shut_gate_keeps_the_weights_and_an_open_one_replaces_them(gate: float) -> None:
+    content, previous = torch.rand(2, 3, 6).softmax(-1), torch.rand(2, 3, 6).softmax(-1)
+    kept = interpolate(content, previous, torch.full((2, 3), gate))
+    assert torch.equal(kept, content if gate else previous)
+
+
+@pytest.mark.parametrize(
+    ("place", "slot", "becomes"), [(2, 1, 2), (2, 4, 0), (1, 3, 3), (0, 3, 2), (0, 0, 4)]
+)
+def test_a_shift_moves_a_one_hot_around_the_ring(place: int, slot: int, becomes: int) -> None:
+    """The kernel's places are the shifts -1, 0 and +1."""
+    assert torch.equal(shift(one_hot(slot), one_hot(place, 3)), one_hot(becomes))
+
+
+def test_sharpening_by_one_changes_nothing_and_by_much_leaves_the_largest() -> None:
+    weights = torch.tensor([[[0.1, 0.2, 0.3, 0.4]]])
+    torch.testing.assert_close(sharpen(weights, torch.ones(1, 1)), weights)
+    torch.testing.assert_close(sharpen(weights, torch.full((1, 1), 100.0)), one_hot(3, 4))
+    torch.testing.assert_close(sharpen(one_hot(3, 4), torch.full((1, 1), 1.7)), one_hot(3, 4))
+
+
+def test_flat_weights_survive_a_power_that_would_underflow() -> None:
+    flat = torch.full((1, 1, 128), 1 / 128, requires_grad=True)
+    sharp = sharpen(flat, torch.full((1, 1), 1000.0))
+    torch.testing.assert_close(sharp, torch.full((1, 1, 128), 1 / 128))
+    sharp[0, 0, 0].backward()
+    assert flat.grad is not None
+    assert flat.grad.isfinite().all()
+
+
+def test_the_gradient_of_a_one_hot_is_finite() -> None:
+    weights = one_hot(2).requires_grad_()
+    kernel, sharpening = one_hot(2, 3).requires_grad_(), torch.full((1, 1), 2.0, requires_grad=True)
+    sharpen(shift(weights, kernel), sharpening)[0, 0, 3].backward()
+    for leaf in (weights, kernel, sharpening):
+        assert leaf.grad is not None
+        assert leaf.grad.isfinite().all()
+
+
+sizes = st.integers(1, 9)
+
+
+@given(slots=sizes, reach=st.integers(0, 3), seed=st.integers(0, 99), scale=st.sampled_from([1.0, 30.0]))
+@settings(max_examples=40, deadline=None)
+def test_weights_stay_weights(slots: int, reach: int, seed: int, scale: float) -> None:
+    """Whatever the logits, flat or so sharp that all but one weight vanish: positive, with a sum of 1."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def logits(*shape: int) -> Tensor:
+        return scale * torch.randn(*shape, generator=generator)
+
+    content, previous = logits(2, 3, slots).softmax(-1), logits(2, 3, slots).softmax(-1)
+    blend = interpolate(content, previous, logits(2, 3).sigmoid())
+    moved = shift(blend, logits(2, 3, 2 * reach + 1).softmax(-1))
+    sharp = sharpen(moved, 1 + logits(2, 3).exp().clamp(max=1e4))
+    for weights in (blend, moved, sharp):
+        assert (weights >= 0).all()
+        torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3))
+
+
+def test_gradient_by_location() -> None:
+    torch.manual_seed(4)
+    content, previous = torch.randn(2, 2, 2, 5, dtype=torch.double).softmax(-1)
+    kernel = torch.randn(2, 2, 3, dtype=torch.double).softmax(-1)
+    gate, sharpening = torch.rand(2, 2, dtype=torch.double), torch.rand(2, 2, dtype=torch.double) + 1
+
+    def moved(content: Tensor, previous: Tensor, gate: Tensor, kernel: Tensor, sharpening: Tensor) -> Tensor:
+        return sharpen(shift(interpolate(content, previous, gate), kernel), sharpening)
+
+    leaves = (content, previous, gate, kernel, sharpening)
+    assert torch.autograd.gradcheck(moved, tuple(leaf.detach().requires_grad_() for leaf in leaves))
