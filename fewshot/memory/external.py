@@ -19,6 +19,9 @@ from torch import Tensor, nn
 
 from fewshot.kernels.lrua import ScanOptions
 
+INITIAL_WORD = 1e-6
+"""What fills an empty memory: a constant trains best (Collier and Beel 2018), and zero has no direction."""
+
 
 class Access(NamedTuple):
     """What one step of a memory gives.

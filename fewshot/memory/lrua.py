@@ -7,14 +7,15 @@
 | add           | a      | k_t in the paper                                 | (batch, read_head, word) |
 | write_gate    | g      | sigmoid(alpha_t), from the controller            | (batch, read_head)       |
 | usage_decay   | gamma  | 0.99; 0.95 in most public code                   | number                   |
-| read_weights  | w^r    | softmax over i of cosine(k_t, M_t(i))            | (batch, read_head, slot) |
+| read_weights  | w^r    | softmax over i of cosine(k_t, M_t(i)); `Order`   | (batch, read_head, slot) |
 | least_used    | w^lu   | 1 at the n smallest of w^u_{t-1}, n = read heads | (batch, read_head, slot) |
 | write_weights | w^w    | g w^r_{t-1} + (1 - g) w^lu_{t-1}                 | (batch, read_head, slot) |
 | usage         | w^u    | gamma w^u_{t-1} + w^r_t + w^w_t, for all heads   | (batch, slot)            |
 | reads         | r      | sum over i of w^r_t(i) M_t(i)                    | (batch, read_head, word) |
 
-The order is the paper's: the least used slot is set to zero, then all heads write, then they address and
-read what is there now. Every function is pure: the state goes in and a new one comes out.
+The order is the paper's, unless another is asked for (`Order`): the least used slot is set to zero, then all
+heads write, then they address and read what is there now. Every function is pure: the state goes in and a new
+one comes out.
 """
 
 import math
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from fewshot.kernels.lrua import ScanOptions
 from fewshot.memory.addressing import content_weights
-from fewshot.memory.external import Access, ExternalMemory
+from fewshot.memory.external import INITIAL_WORD, Access, ExternalMemory
 
 LeastUsed = Literal["shared", "per_head"]
 """Which least used slots a write head may take: "shared" gives all heads the one mask of n slots (the paper),
@@ -35,8 +36,10 @@ so that the n slots receive the same blend; "per_head" gives head j the j-th lea
 AddVector = Literal["key", "apart"]
 """What a head writes: its key (the paper) or a vector of its own (most public code)."""
 
-INITIAL_WORD = 1e-6
-"""What fills an empty memory: a constant trains best (Collier and Beel 2018), and zero has no direction."""
+Order = Literal["write_first", "address_first"]
+"""Where read heads look: "write_first" in what was just written (the paper); "address_first" in the memory
+before, whose weights then read the new words (snowkylin/ntm and Leputa/MANN-meta-learning, the public codes
+with the best figures): what is stored at a step is found from the next one on."""
 
 
 class LruaState(NamedTuple):
@@ -85,6 +88,7 @@ def lrua_step(
     strength: Tensor | None = None,
     usage_decay: float = 0.99,
     least_used: LeastUsed = "shared",
+    order: Order = "write_first",
 ) -> Access:
     """Write, then read: the reads, (batch, read_head, word), and the state after the step, an `LruaState`.
 
@@ -96,19 +100,19 @@ def lrua_step(
     mask = least_used_mask(slots, memory.shape[1], least_used).to(memory.dtype)
     write_weights = torch.lerp(mask, read_weights, write_gate.unsqueeze(-1))
     kept = torch.ones_like(usage).scatter_(1, slots[:, :1], 0.0)
-    memory = torch.baddbmm(memory * kept.unsqueeze(-1), write_weights.mT, add)
-    read_weights = content_weights(key, memory, strength)
+    written = torch.baddbmm(memory * kept.unsqueeze(-1), write_weights.mT, add)
+    read_weights = content_weights(key, written if order == "write_first" else memory, strength)
     with torch.no_grad():
         usage = usage_decay * usage + (read_weights + write_weights).sum(dim=1)
-    reads = torch.bmm(read_weights, memory)
-    state = LruaState(memory, read_weights, usage)
+    reads = torch.bmm(read_weights, written)
+    state = LruaState(written, read_weights, usage)
     return Access(reads, state, read_weights, write_weights, usage, kept=kept)
 
 
 class Lrua(ExternalMemory):
     """The memory of this module, fed by a controller's interface (see `fewshot.memory.external`).
 
-    add_vector: "key" writes what it looks up with (the paper), "apart" a vector of its own (public code);
+    least_used, add_vector, order: see `LeastUsed`, `AddVector` and `Order`; by default as in the paper;
     strength_offset: None reads with a bare cosine, as the paper does; a number reads with the strength
         offset + softplus(learned);
     gate_bias: the write gate's logit at the start; below 0 prefers the least used slots to those just read.
@@ -125,6 +129,7 @@ class Lrua(ExternalMemory):
         add_vector: AddVector = "key",
         strength_offset: float | None = None,
         gate_bias: float = 0.0,
+        order: Order = "write_first",
     ) -> None:
         super().__init__(
             num_slots=num_slots,
@@ -134,7 +139,7 @@ class Lrua(ExternalMemory):
             controls=read_heads if strength_offset is None else 2 * read_heads,
         )
         self.usage_decay, self.least_used, self.gate_bias = usage_decay, least_used, gate_bias
-        self.strength_offset = strength_offset
+        self.strength_offset, self.order = strength_offset, order
 
     def start(self, batch: int, like: Tensor) -> LruaState:
         return initial_state(
@@ -155,6 +160,7 @@ class Lrua(ExternalMemory):
             strength=strength,
             usage_decay=self.usage_decay,
             least_used=self.least_used,
+            order=self.order,
         )
 
     def first_controls(self) -> Tensor:
@@ -164,7 +170,7 @@ class Lrua(ExternalMemory):
         return first
 
     def kernel_options(self, controller: str) -> ScanOptions | None:
-        if controller not in ("lstm", "feedforward"):
+        if controller not in ("lstm", "feedforward") or self.order != "write_first":
             return None
         return ScanOptions(
             lstm=controller == "lstm",

@@ -13,7 +13,9 @@ from fewshot.memory.addressing import EPSILON
 from fewshot.memory.lrua import (
     INITIAL_WORD,
     LeastUsed,
+    Lrua,
     LruaState,
+    Order,
     initial_state,
     least_used_mask,
     least_used_slots,
@@ -22,6 +24,7 @@ from fewshot.memory.lrua import (
 
 Array = NDArray[np.float64]
 MODES: tuple[LeastUsed, ...] = ("shared", "per_head")
+ORDERS: tuple[Order, ...] = ("write_first", "address_first")
 
 
 def slow_step(
@@ -35,30 +38,32 @@ def slow_step(
     strength: Array | None,
     decay: float,
     mode: str,
+    order: str,
 ) -> tuple[Array, Array, Array, Array]:
     """Equations 2 to 8 for one episode, one number at a time: reads, memory, read weights, usage."""
     slots, words = memory.shape
     heads = len(key)
-    order = sorted(range(slots), key=lambda slot: (usage[slot], slot))[:heads]
+    least_used = sorted(range(slots), key=lambda slot: (usage[slot], slot))[:heads]
     write_weights = np.zeros((heads, slots))
     for head in range(heads):
         for slot in range(slots):
-            chosen = slot in order if mode == "shared" else slot == order[head]
+            chosen = slot in least_used if mode == "shared" else slot == least_used[head]
             write_weights[head, slot] = gate[head] * read_weights[head, slot] + (1 - gate[head]) * chosen
     new_memory = memory.copy()
     for word in range(words):
-        new_memory[order[0], word] = 0.0
+        new_memory[least_used[0], word] = 0.0
     for head in range(heads):
         for slot in range(slots):
             for word in range(words):
                 new_memory[slot, word] += write_weights[head, slot] * add[head, word]
+    looked_into = memory if order == "address_first" else new_memory
     new_read_weights = np.zeros((heads, slots))
     reads = np.zeros((heads, words))
     for head in range(heads):
         scores = []
         for slot in range(slots):
-            lengths = math.hypot(*key[head], EPSILON) * math.hypot(*new_memory[slot], EPSILON)
-            cosine = (key[head] @ new_memory[slot]) / lengths
+            lengths = math.hypot(*key[head], EPSILON) * math.hypot(*looked_into[slot], EPSILON)
+            cosine = (key[head] @ looked_into[slot]) / lengths
             scores.append(math.exp(cosine * (1.0 if strength is None else strength[head])))
         for slot in range(slots):
             new_read_weights[head, slot] = scores[slot] / sum(scores)
@@ -89,8 +94,9 @@ def empty(batch: int, slots: int, word: int, heads: int) -> LruaState:
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("with_strength", [False, True])
-def test_ten_steps_equal_the_slow_twin(mode: LeastUsed, with_strength: bool) -> None:
+def test_ten_steps_equal_the_slow_twin(mode: LeastUsed, order: Order, with_strength: bool) -> None:
     batch, slots, word, heads = 2, 6, 5, 3  # 10 x 3 writes into 6 slots: the memory overflows
     state = empty(batch, slots, word, heads)
     slow: list[tuple[Array, Array, Array]] = [
@@ -100,7 +106,9 @@ def test_ten_steps_equal_the_slow_twin(mode: LeastUsed, with_strength: bool) -> 
         inputs = random_inputs(batch, heads, word, seed=step)
         strength = inputs.pop("strength") if with_strength else None
         inputs.pop("strength", None)
-        reads, state = lrua_step(state, **inputs, strength=strength, usage_decay=0.9, least_used=mode)[:2]
+        reads, state = lrua_step(
+            state, **inputs, strength=strength, usage_decay=0.9, least_used=mode, order=order
+        )[:2]
         for b in range(batch):
             slow_reads, *slow_state = slow_step(
                 *slow[b],
@@ -110,6 +118,7 @@ def test_ten_steps_equal_the_slow_twin(mode: LeastUsed, with_strength: bool) -> 
                 strength=None if strength is None else strength[b].numpy(),
                 decay=0.9,
                 mode=mode,
+                order=order,
             )
             slow[b] = (slow_state[0], slow_state[1], slow_state[2])
             np.testing.assert_allclose(reads[b].numpy(), slow_reads, atol=1e-10)
@@ -185,6 +194,31 @@ def test_a_step_reads_what_it_has_just_written() -> None:
     torch.testing.assert_close(reads, add, atol=1e-3, rtol=0)
 
 
+def test_addressed_first_what_is_stored_is_found_a_step_later() -> None:
+    add = torch.tensor([[[0.5, -0.5, 0.5, -0.5]]], dtype=torch.double)
+    state, found = empty(1, 8, 4, 1), []
+    for _ in range(2):
+        reads, state = lrua_step(
+            state,
+            key=add,
+            add=add,
+            write_gate=torch.zeros(1, 1, dtype=torch.double),
+            strength=torch.full((1, 1), 50.0, dtype=torch.double),
+            order="address_first",
+        )[:2]
+        found.append((state.read_weights[0, 0, 1].item(), reads))
+    # Into an empty memory all slots look alike; but what is read there has been written.
+    assert found[0][0] == pytest.approx(1 / 8)
+    torch.testing.assert_close(found[0][1], add / 8, atol=1e-5, rtol=0)
+    assert found[1][0] > 0.999
+    torch.testing.assert_close(found[1][1], add, atol=1e-3, rtol=0)
+
+
+def test_kernels_are_for_the_papers_order_alone() -> None:
+    assert Lrua().kernel_options("lstm") is not None
+    assert Lrua(order="address_first").kernel_options("lstm") is None
+
+
 def test_weights_keep_their_sums_and_usage_gains_what_was_read_and_written() -> None:
     state = empty(2, 16, 4, 3)
     for step in range(20):
@@ -212,9 +246,16 @@ def test_usage_passes_no_gradient() -> None:
     assert not after.usage.requires_grad
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("with_strength", [False, True])
-def test_gradient(mode: LeastUsed, with_strength: bool) -> None:
+@pytest.mark.parametrize(
+    ("mode", "order", "with_strength"),
+    [
+        ("shared", "write_first", False),
+        ("per_head", "write_first", True),
+        ("shared", "address_first", True),
+        ("per_head", "address_first", False),
+    ],
+)
+def test_gradient(mode: LeastUsed, order: Order, with_strength: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     memory = torch.randn(2, 6, 4, dtype=torch.double, generator=generator)
     read_weights = torch.rand(2, 2, 6, dtype=torch.double, generator=generator).softmax(-1)
@@ -226,7 +267,8 @@ def test_gradient(mode: LeastUsed, with_strength: bool) -> None:
 
     def step(memory: Tensor, read_weights: Tensor, *tensors: Tensor) -> Any:
         keywords: Any = dict(zip(names, tensors, strict=True))
-        reads, state = lrua_step(LruaState(memory, read_weights, usage), **keywords, least_used=mode)[:2]
+        start = LruaState(memory, read_weights, usage)
+        reads, state = lrua_step(start, **keywords, least_used=mode, order=order)[:2]
         return reads, state.memory, state.read_weights
 
     leaves = tuple(tensor.requires_grad_() for tensor in (memory, read_weights, *inputs.values()))
