@@ -212,6 +212,26 @@ def test_gru_equals_torchs() -> None:
     assert not torch.allclose(ours.step(ours.project(inputs), state, reads)[0], given)
 
 
+def test_gru_with_reads_equals_the_slow_twin() -> None:
+    """Reads are fed back like the hidden state, so that the reset gate holds back both."""
+    torch.manual_seed(1)
+    gru = GruController(5, 3, 6).double()
+    inputs, reads = torch.randn(4, 2, 5, dtype=torch.double), torch.randn(4, 2, 3, dtype=torch.double)
+    state, slow = gru.start(2), np.zeros((2, 6))
+    into, back = gru.input_gates.weight.detach().numpy(), gru.recurrent_weight.detach().numpy()
+    into_bias, back_bias = gru.input_gates.bias.detach().numpy(), gru.recurrent_gates.bias.detach().numpy()
+    for image, words in zip(inputs, reads, strict=True):
+        hidden, state = gru.step(gru.project(image), state, words)
+        assert [part.shape for part in state] == [(2, 6), (2, 0)]
+        for episode in range(2):
+            new = into @ image[episode].numpy() + into_bias
+            old = back @ np.concatenate([slow[episode], words[episode].numpy()]) + back_bias
+            reset, keep = sigmoid(new[:6] + old[:6]), sigmoid(new[6:12] + old[6:12])
+            candidate = np.tanh(new[12:] + reset * old[12:])
+            slow[episode] = keep * slow[episode] + (1 - keep) * candidate
+        np.testing.assert_allclose(hidden.detach().numpy(), slow, atol=1e-12)
+
+
 def test_the_feedforward_controller_knows_the_past_through_the_reads_alone() -> None:
     cell = small_cell(controller="feedforward")
     inputs, previous = sequence(2, 1)
