@@ -18,6 +18,7 @@ from fewshot.learners.count_guesser import CountGuesser
 from fewshot.learners.lstm import Lstm
 from fewshot.learners.maml import Fomaml, Maml
 from fewshot.learners.mann import Mann
+from fewshot.learners.mann_ntm import MannNtm
 from fewshot.learners.mann_paper import MannPaper
 from fewshot.learners.nearest_neighbour import NearestNeighbour
 from fewshot.learners.prototypical import Prototypical
@@ -28,6 +29,7 @@ _CLASSES: dict[str, type[Learner]] = {
     "lstm": Lstm,
     "maml": Maml,
     "mann": Mann,
+    "mann_ntm": MannNtm,
     "mann_paper": MannPaper,
     "nearest_neighbour": NearestNeighbour,
     "prototypical": Prototypical,
