@@ -12,23 +12,26 @@ from typing import ClassVar, Literal
 from fewshot.episodes.labels import Labels, label_units
 from fewshot.errors import LearnerError
 from fewshot.learners.backbones import Downsample, feature_size, image_encoder
-from fewshot.learners.options import check_at_least, check_fraction
+from fewshot.learners.options import check_at_least, check_fraction, check_tied_path
 from fewshot.learners.recurrent import RecurrentLearner
 from fewshot.memory.cell import Intervention, MemoryCell
 from fewshot.memory.controllers import ControllerKind
-from fewshot.memory.lrua import LeastUsed, Lrua
+from fewshot.memory.lrua import AddVector, LeastUsed, Lrua, Order
 
 
 class Mann(RecurrentLearner):
-    """Memory-augmented network with a convolutional encoder.
+    """Memory-augmented network with a convolutional encoder; the memory's options are explained at `Lrua`.
 
+    tie: whether to add the tied content path, see `fewshot.memory.cell`; it needs add_vector "apart".
     metric_weight: how much the encoder learns from all streams of a batch at once, see `RecurrentLearner`.
     intervention: what is broken on purpose, see `fewshot.memory.cell`; for answering with weights that were
         trained without it.
     """
 
     batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
-    added_options: ClassVar[frozenset[str]] = frozenset({"intervention", "metric_weight", "labels"})
+    added_options: ClassVar[frozenset[str]] = frozenset(
+        {"add_vector", "intervention", "labels", "metric_weight", "order"}
+    )
 
     def __init__(
         self,
@@ -46,6 +49,8 @@ class Mann(RecurrentLearner):
         read_heads: int = 4,
         usage_decay: float = 0.99,
         least_used: LeastUsed = "per_head",
+        add_vector: AddVector = "apart",
+        order: Order = "write_first",
         strength_offset: float | None = 5.0,
         gate_bias: float = 0.0,
         tie: bool = True,
@@ -60,17 +65,17 @@ class Mann(RecurrentLearner):
                 f"and {read_heads}"
             )
         check_fraction(usage_decay=usage_decay)
-        if intervention == "shuffle_keys" and not tie:
-            raise LearnerError('intervention "shuffle_keys" shuffles the tied content: it needs tie = true')
+        check_tied_path(tie=tie, add_vector=add_vector, intervention=intervention)
         memory = Lrua(
             num_slots=num_slots,
             word_size=word_size,
             read_heads=read_heads,
             usage_decay=usage_decay,
             least_used=least_used,
-            add_vector="apart",
+            add_vector=add_vector,
             strength_offset=strength_offset,
             gate_bias=gate_bias,
+            order=order,
         )
         cell = MemoryCell(
             feature_size(image_shape, widths, embedding_size),

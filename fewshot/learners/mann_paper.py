@@ -7,6 +7,9 @@ worse). It is here to compare with, not to win.
 Where the paper does not settle the matter, these are our choices: tanh on the keys; the start state (reads
 and controller zero, a memory of one small constant, all heads looking at slot 0, which alone counts as used);
 ReLU in the feedforward controller.
+
+Each departure of `Mann` but the encoder is an option here too, so that one alone can be added to the paper's
+network: which is the smallest that makes it learn?
 """
 
 from typing import ClassVar
@@ -14,17 +17,23 @@ from typing import ClassVar
 from torch import nn
 
 from fewshot.episodes.labels import Labels, label_units
-from fewshot.learners.options import check_at_least, check_fraction
+from fewshot.learners.options import check_at_least, check_fraction, check_tied_path
 from fewshot.learners.recurrent import RecurrentLearner
 from fewshot.memory.cell import MemoryCell
 from fewshot.memory.controllers import ControllerKind
-from fewshot.memory.lrua import Lrua
+from fewshot.memory.lrua import AddVector, LeastUsed, Lrua, Order
 
 
 class MannPaper(RecurrentLearner):
-    """Memory-augmented network as the paper describes it."""
+    """Memory-augmented network as the paper describes it.
 
-    added_options: ClassVar[frozenset[str]] = frozenset({"labels"})
+    Departures are other values than the defaults of least_used, add_vector, strength_offset and order (see
+    `Lrua`), and tie, the tied content path (see `fewshot.memory.cell`), which needs add_vector "apart".
+    """
+
+    added_options: ClassVar[frozenset[str]] = frozenset(
+        {"least_used", "add_vector", "strength_offset", "order", "tie", "labels"}
+    )
 
     def __init__(
         self,
@@ -34,17 +43,30 @@ class MannPaper(RecurrentLearner):
         controller: ControllerKind = "lstm",
         hidden_size: int = 200,
         usage_decay: float = 0.99,
+        least_used: LeastUsed = "shared",
+        add_vector: AddVector = "key",
+        strength_offset: float | None = None,
+        order: Order = "write_first",
+        tie: bool = False,
         labels: Labels = "one_hot",
     ) -> None:
         check_at_least(1, hidden_size=hidden_size)
         check_fraction(usage_decay=usage_decay)
+        check_tied_path(tie=tie, add_vector=add_vector)
+        memory = Lrua(
+            usage_decay=usage_decay,
+            least_used=least_used,
+            add_vector=add_vector,
+            strength_offset=strength_offset,
+            order=order,
+        )
         channel, height, width = image_shape
         cell = MemoryCell(
             channel * height * width,
             label_units(labels, way),
             controller=controller,
             hidden_size=hidden_size,
-            memory=Lrua(usage_decay=usage_decay),
-            tie=False,
+            memory=memory,
+            tie=tie,
         )
         super().__init__(image_shape, way, encoder=nn.Flatten(-3), cell=cell, labels=labels)

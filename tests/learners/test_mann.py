@@ -1,4 +1,4 @@
-"""`mann`, `mann_paper` and `lstm`: streams in one piece, states as values, and what each is made of."""
+"""`mann`, its relatives and `lstm`: streams in one piece, states as values, and what each is made of."""
 
 import itertools
 import math
@@ -14,7 +14,9 @@ from fewshot.errors import LearnerError
 from fewshot.learners.base import Learner
 from fewshot.learners.lstm import Lstm
 from fewshot.learners.mann import Mann
+from fewshot.learners.mann_ntm import MannNtm
 from fewshot.learners.mann_paper import MannPaper
+from fewshot.learners.registry import telling_options
 
 SHAPE = (1, 12, 12)
 SMALL: dict[str, Any] = {"widths": (4, 8), "embedding_size": 6, "hidden_size": 10}
@@ -26,6 +28,14 @@ def build(name: str, seed: int = 0) -> Learner:
         "mann": lambda: Mann(SHAPE, 3, **SMALL, num_slots=12, word_size=5),
         "mann_no_tie": lambda: Mann(SHAPE, 3, **SMALL, num_slots=12, word_size=5, tie=False),
         "mann_no_batch_norm": lambda: Mann(SHAPE, 3, **SMALL, num_slots=12, word_size=5, batch_norm="none"),
+        "mann_key": lambda: Mann(SHAPE, 3, **SMALL, num_slots=12, word_size=5, add_vector="key", tie=False),
+        "mann_address_first": lambda: Mann(
+            SHAPE, 3, **SMALL, num_slots=12, word_size=5, order="address_first"
+        ),
+        "mann_ntm": lambda: MannNtm(
+            SHAPE, 3, **SMALL, num_slots=12, word_size=5, read_heads=3, write_heads=2
+        ),
+        "mann_ntm_gru": lambda: MannNtm(SHAPE, 3, **SMALL, controller="gru", tie=False),
         "mann_paper": lambda: MannPaper(SHAPE, 3),
         "mann_paper_feedforward": lambda: MannPaper(SHAPE, 3, controller="feedforward"),
         "lstm": lambda: Lstm(SHAPE, 3, **SMALL),
@@ -34,7 +44,18 @@ def build(name: str, seed: int = 0) -> Learner:
     return learner.eval()
 
 
-NAMES = ["mann", "mann_no_tie", "mann_no_batch_norm", "mann_paper", "mann_paper_feedforward", "lstm"]
+NAMES = [
+    "mann",
+    "mann_no_tie",
+    "mann_no_batch_norm",
+    "mann_key",
+    "mann_address_first",
+    "mann_ntm",
+    "mann_ntm_gru",
+    "mann_paper",
+    "mann_paper_feedforward",
+    "lstm",
+]
 every_learner = pytest.mark.parametrize("name", NAMES)
 
 
@@ -149,6 +170,8 @@ def test_another_way_is_refused(name: str) -> None:
         ({"usage_decay": 1.01}, "usage_decay must be from 0 to 1; got 1.01"),
         ({"usage_decay": -0.1}, "usage_decay must be from 0 to 1; got -0.1"),
         ({"widths": (4, 0)}, "widths must be at least 1; got 0"),
+        ({"add_vector": "key", "tie": True}, 'tie = true joins .* add_vector = "apart" or tie = false'),
+        ({"intervention": "shuffle_keys", "tie": False}, 'intervention "shuffle_keys" .* needs tie = true'),
     ],
 )
 def test_options_that_make_no_network_are_one_line(options: dict[str, Any], says: str) -> None:
@@ -157,9 +180,24 @@ def test_options_that_make_no_network_are_one_line(options: dict[str, Any], says
     if options.keys() <= {"embedding_size", "hidden_size", "widths"}:
         with pytest.raises(LearnerError, match=f"^{says}$"):
             Lstm(SHAPE, 3, **options)
-    if options.keys() <= {"hidden_size", "usage_decay"}:
+    if options.keys() <= {"hidden_size", "usage_decay", "add_vector", "tie"}:
         with pytest.raises(LearnerError, match=f"^{says}$"):
             MannPaper(SHAPE, 3, **options)
+    if options.keys() <= {"embedding_size", "hidden_size", "word_size", "read_heads", "intervention", "tie"}:
+        with pytest.raises(LearnerError, match=f"^{says}$"):
+            MannNtm(SHAPE, 3, **options)
+
+
+@pytest.mark.parametrize("option", ["write_heads", "shift_range", "num_slots"])
+def test_a_turing_machine_needs_what_it_moves(option: str) -> None:
+    with pytest.raises(LearnerError, match=f"^{option} must be at least 1; got 0$"):
+        MannNtm(SHAPE, 3, **{option: 0})
+
+
+@pytest.mark.parametrize("option", ["strength_offset", "role_bias"])
+def test_a_turing_machine_takes_no_negative(option: str) -> None:
+    with pytest.raises(LearnerError, match=f"^{option} must be at least 0; got -0.5$"):
+        MannNtm(SHAPE, 3, **{option: -0.5})
 
 
 def test_as_many_slots_as_heads_are_enough() -> None:
@@ -192,10 +230,39 @@ def test_mann_paper_is_the_papers(controller: Any, hidden_width: int) -> None:
     assert learner.cell.memory.least_used == "shared"
 
 
-def test_it_learns_to_name_what_it_has_seen_once() -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"least_used": "per_head"},
+        {"add_vector": "apart"},
+        {"strength_offset": 5.0},
+        {"order": "address_first"},
+        {"add_vector": "apart", "tie": True},
+    ],
+    ids=str,
+)
+def test_one_departure_at_a_time_from_the_paper(change: dict[str, Any]) -> None:
+    """Each changes the answers, and what results are keyed by; the paper's network keeps its key."""
+    paper, changed = build("mann_paper"), MannPaper(SHAPE, 3, **change).eval()
+    shared = {key: value for key, value in paper.state_dict().items() if "interface" not in key}
+    keys = changed.load_state_dict(shared, strict=False)
+    assert not keys.unexpected_keys
+    rows = min(len(learner.cell.interface.weight) for learner in (paper, changed))
+    with torch.no_grad():
+        for name in ("weight", "bias"):
+            ours, theirs = (getattr(learner.cell.interface, name) for learner in (changed, paper))
+            ours[:rows] = theirs[:rows]
+        assert not torch.allclose(changed.stream(stream_batch(2)), paper.stream(stream_batch(2)))
+    told = {"controller": "lstm", "hidden_size": 200, "usage_decay": 0.99}
+    assert telling_options(MannPaper, {}) == told
+    assert telling_options(MannPaper, change) == told | change
+
+
+@pytest.mark.parametrize("kind", [Mann, MannNtm])
+def test_it_learns_to_name_what_it_has_seen_once(kind: type[Mann | MannNtm]) -> None:
     """Classes are fresh noise in every episode, so only what was stored inside it can name them."""
     torch.manual_seed(0)
-    learner = Mann(SHAPE, 3, **(SMALL | {"embedding_size": 16}), num_slots=16, word_size=12).train()
+    learner = kind(SHAPE, 3, **(SMALL | {"embedding_size": 16}), num_slots=16, word_size=12).train()
     optimiser = torch.optim.Adam(learner.parameters(), 3e-3)
     generator = torch.Generator().manual_seed(0)
 
