@@ -11,6 +11,7 @@ presentation after 120 updates of 16 episodes; with role_bias=0 it then still gu
 
 from typing import ClassVar, Literal
 
+from fewshot.episodes.labels import Labels, label_units
 from fewshot.learners.backbones import Downsample, feature_size, image_encoder
 from fewshot.learners.options import check_at_least, check_tied_path
 from fewshot.learners.recurrent import RecurrentLearner
@@ -22,7 +23,8 @@ from fewshot.memory.ntm import Ntm
 class MannNtm(RecurrentLearner):
     """Neural Turing machine with a convolutional encoder; the memory's options are explained at `Ntm`.
 
-    intervention: what is broken on purpose, see `fewshot.memory.cell`.
+    tie, intervention: the tied content path, and what is broken on purpose, see `fewshot.memory.cell`;
+    metric_weight: how much the encoder learns from all streams of a batch at once, see `RecurrentLearner`.
     """
 
     batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
@@ -46,7 +48,9 @@ class MannNtm(RecurrentLearner):
         strength_offset: float = 5.0,
         role_bias: float = 4.0,
         tie: bool = True,
+        metric_weight: float = 0.0,
         intervention: Intervention = "none",
+        labels: Labels = "one_hot",
     ) -> None:
         check_at_least(
             1,
@@ -70,7 +74,7 @@ class MannNtm(RecurrentLearner):
         )
         cell = MemoryCell(
             feature_size(image_shape, widths, embedding_size),
-            way,
+            label_units(labels, way),
             controller=controller,
             hidden_size=hidden_size,
             memory=memory,
@@ -80,5 +84,7 @@ class MannNtm(RecurrentLearner):
         encoder, backbone_name = image_encoder(
             image_shape, widths, embedding_size, downsample=downsample, batch_norm=batch_norm
         )
-        super().__init__(image_shape, way, encoder=encoder, cell=cell)
+        super().__init__(
+            image_shape, way, encoder=encoder, cell=cell, metric_weight=metric_weight, labels=labels
+        )
         self.backbone_name = backbone_name
