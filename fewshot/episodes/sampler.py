@@ -65,6 +65,14 @@ class EpisodeSampler(EpisodeSource):
         self._tables = PoolTables(*(table.to("cpu", torch.int64).contiguous() for table in tables))
         self._most_images = int(pool.images_per_class.max())
 
+    def under(self, protocol: Protocol) -> "EpisodeSampler":
+        """The same pool, seed and distortion under a protocol: the sampler itself where that is its own."""
+        if protocol == self.protocol:
+            return self
+        return EpisodeSampler(
+            self.pool, protocol, self.episode_seed, augment=self.augment, device=self.device
+        )
+
     def batch(self, start: int, count: int) -> EpisodeBatch:
         indices = self.indices(start, count)
         if self.augment is None:

@@ -119,8 +119,18 @@ class AugmentSettings(Settings):
         return Augment(**self.model_dump())
 
 
+class CurriculumSettings(Settings):
+    """Streams that grow while a learner is trained (Santoro et al. 2016): as many images of each class, and
+    one class more every so many steps, until the way of `episodes` is reached."""
+
+    first_way: int = Field(5, ge=2)
+    every: PositiveInt = 500
+
+
 class TrainSettings(Settings):
     """How a learner is trained, and how the weights to keep are chosen (on validation classes only)."""
+
+    added: ClassVar[frozenset[str]] = frozenset({"curriculum"})
 
     episodes: ProtocolSettings = KShotSettings(protocol="kshot", way=5, shot=1, query=5)
     """The protocol of the training episodes."""
@@ -142,6 +152,24 @@ class TrainSettings(Settings):
     validate_episodes: PositiveInt = 200
     validate_on: ProtocolSettings | None = None
     """The protocol of validation episodes; None for the protocol of training."""
+    curriculum: CurriculumSettings | None = None
+    """How the training episodes grow up to `episodes`; None: they are such from the first step on."""
+
+    @model_validator(mode="after")
+    def _curriculum_leads_to_episodes(self) -> Self:
+        if self.curriculum is None:
+            return self
+        episodes = self.episodes
+        if isinstance(episodes, KShotSettings) or episodes.length % episodes.way:
+            raise ValueError(
+                "a curriculum leads to streams: give episodes of a length that their way divides"
+            )
+        if self.curriculum.first_way > episodes.way:
+            raise ValueError(
+                f"a curriculum that begins with {self.curriculum.first_way} classes cannot lead to "
+                f"{episodes.way}: lower first_way"
+            )
+        return self
 
 
 class DataSettings(Settings):

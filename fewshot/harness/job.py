@@ -33,6 +33,7 @@ from fewshot.harness.train import (
     draw_rows,
     draws_digest,
     train,
+    training_protocol,
     validation_protocol,
 )
 from fewshot.learners.base import Learner
@@ -195,11 +196,12 @@ def _training_fields(job: Job, split: Split, log: TrainLog) -> dict[str, Any]:
         untrained: dict[str, Any] = dict.fromkeys(f"train_{name}" for name in names)
         return untrained | {"train_classes_digest": digest, "selection": None}
     episodes = settings.episodes
+    first, last = (training_protocol(settings, step).way for step in (0, settings.steps - 1))
     values = (
         split.train.image_set.name,
         split.name,
         episodes.protocol,
-        episodes.way,
+        last if first == last else (first, last),
         episodes.shot if isinstance(episodes, KShotSettings) else None,
         settings.steps,
         settings.steps * settings.batch,

@@ -1,9 +1,9 @@
 """The only training loop: every learner, every protocol.
 
 A run is a pure function of (data, settings, learner, train seed): episode i of training is a pure function of
-i, the learning rate of the step, and torch's random state is set from the step, so that a run that was killed
-and goes on ends with the same numbers as one that was not (design decision 6). Weights are selected on
-validation classes; test classes are never seen here.
+i, the learning rate and a curriculum's stage are functions of the step, and torch's random state is set from
+the step, so that a run that was killed and goes on ends with the same numbers as one that was not (design
+decision 6). Weights are selected on validation classes; test classes are never seen here.
 """
 
 import hashlib
@@ -11,8 +11,9 @@ import math
 import os
 import pickle
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -93,13 +94,17 @@ def train(
     device = next((p.device for p in learner.parameters()), torch.device("cpu"))
     train_pool, val_pool = training_pools(split, settings)
     augment = settings.augment.build() if settings.augment else None
-    source = EpisodeSampler(
-        train_pool, _in_blocks(settings), episode_seed=train_seed, augment=augment, device=device
+    largest = EpisodeSampler(
+        train_pool,
+        training_protocol(settings, settings.steps - 1),
+        episode_seed=train_seed,
+        augment=augment,
+        device=device,
     )
     checks = EpisodeSampler(
         val_pool, validation_protocol(settings), episode_seed=_VALIDATION_SEED, device=device
     )
-    check_memory(learner, settings, source, checks)
+    check_memory(learner, settings, largest, checks)
     run = _Run(learner, settings, state_path, device)
     log = run.log
     for pool in (train_pool, val_pool):
@@ -108,8 +113,7 @@ def train(
 
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         began = time.perf_counter() - log.seconds
-        spans = ((step * settings.batch, settings.batch) for step in range(run.step, settings.steps))
-        for batch in source.ahead(spans):
+        for batch in _training_batches(largest, settings, run.step):
             torch.manual_seed(_step_seed(train_seed, run.step))
             loss = run.update(batch)
             run.count_draws(batch)
@@ -168,6 +172,11 @@ def calibrate(learner: Learner, split: Split, log: TrainLog | None = None) -> No
 
 def check_askable(learner: Learner, settings: TrainSettings) -> None:
     """Raise LearnerError unless the episodes of training and of validation can be put to the learner."""
+    if settings.curriculum and learner.fixed_way:
+        raise LearnerError(
+            f"{type(learner).__name__} answers only {learner.way}-way episodes and cannot grow with a "
+            'curriculum: leave it out, or train one with the option labels = "string"'
+        )
     for protocol in (settings.episodes.build(), validation_protocol(settings)):
         if reason := learner.refusal(protocol):
             raise LearnerError(reason)
@@ -178,6 +187,17 @@ def training_pools(split: Split, settings: TrainSettings) -> tuple[ClassPool, Cl
     if settings.rotations:
         return split.train.with_rotations(), split.val.with_rotations()
     return split.train, split.val
+
+
+def training_protocol(settings: TrainSettings, step: int) -> Protocol:
+    """The protocol of a step's episodes; where shapes vary, in blocks of one batch, which has one shape."""
+    protocol = settings.episodes.build()
+    if isinstance(protocol, KShot):
+        return replace(protocol, block=settings.batch)
+    if settings.curriculum is None:
+        return protocol
+    way = min(settings.curriculum.first_way + step // settings.curriculum.every, protocol.way)
+    return replace(protocol, way=way, length=protocol.length // protocol.way * way)
 
 
 def validation_protocol(settings: TrainSettings) -> Protocol:
@@ -301,12 +321,14 @@ def make_optimizer(learner: Learner, settings: TrainSettings) -> torch.optim.Opt
     return torch.optim.RMSprop(parameters, lr=settings.learning_rate, alpha=0.95, momentum=0.9)
 
 
-def _in_blocks(settings: TrainSettings) -> Protocol:
-    """The training protocol with blocks of one batch, so that each batch has one shape."""
-    protocol = settings.episodes.build()
-    if isinstance(protocol, KShot):
-        return KShot(protocol.way, protocol.shot, protocol.query, protocol.within_group, settings.batch)
-    return protocol
+def _training_batches(
+    largest: EpisodeSampler, settings: TrainSettings, first_step: int
+) -> Iterator[EpisodeBatch]:
+    """The batches of all steps from one on; largest: where those of a curriculum's last stage come from."""
+    steps = range(first_step, settings.steps)
+    for protocol, stage in groupby(steps, lambda step: training_protocol(settings, step)):
+        source = largest.under(protocol)
+        yield from source.ahead((step * settings.batch, settings.batch) for step in stage)
 
 
 def _step_seed(train_seed: int, step: int) -> int:

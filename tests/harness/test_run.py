@@ -393,7 +393,7 @@ def test_tests_with_strings_are_answered_by_who_can_name_them(
         {
             "id": "lstm:string",
             "options": small | {"labels": "string"},
-            "train": {"episodes": STRINGS} | training,
+            "train": training | {"episodes": STRINGS, "curriculum": {"first_way": 2, "every": 1}},
         },
         {"id": "lstm", "options": small, "train": {"episodes": STRINGS | {"labels": "one_hot"}} | training},
         {"id": "nearest_neighbour"},
@@ -407,6 +407,7 @@ def test_tests_with_strings_are_answered_by_who_can_name_them(
         ("nearest_neighbour", 3, "string"),
         ("nearest_neighbour", 5, "string"),
     ]
+    assert {r.train_way for r in records if r.learner == "lstm:string"} == {(2, 3)}
     digests = {r.episodes_digest for r in records if r.way == 3}
     assert len(digests) == 2, "one for strings, one for units, whoever is asked"
     assert all(r.accuracy_by_instance[1] <= 0.1 for r in records if r.labels == "string")

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 from torch import Tensor
 
 from fewshot.data.image_folder import load_image_folder
 from fewshot.data.split import Split
-from fewshot.episodes.batch import EpisodeBatch
+from fewshot.episodes.batch import EpisodeBatch, StreamBatch
 from fewshot.errors import EpisodeError, LearnerError
 from fewshot.harness import train as training
 from fewshot.harness.config import TrainSettings
@@ -27,6 +28,7 @@ from fewshot.harness.train import (
     draws_digest,
     learning_rate,
     train,
+    training_protocol,
 )
 from fewshot.learners.base import Learner
 from fewshot.learners.prototypical import Prototypical
@@ -34,6 +36,7 @@ from fewshot.learners.registry import build_learner
 
 KSHOT = {"protocol": "kshot", "way": 3, "shot": 1, "query": 2}
 STREAM = {"protocol": "stream", "way": 3, "length": 9}
+GROWN = {"protocol": "stream", "way": 4, "length": 12, "labels": "string"}
 STEPS = 8
 
 
@@ -70,6 +73,9 @@ def fresh(name: str, seed: int = 0) -> Learner:
             "lstm", (1, 12, 12), 3, {"widths": [4], "embedding_size": 6, "hidden_size": 6}
         ),
         "maml": lambda: build_learner("maml", (1, 12, 12), 3, {"widths": [4, 4]}),
+        "strings": lambda: build_learner(
+            "lstm", (1, 12, 12), 3, {"widths": [4], "embedding_size": 6, "hidden_size": 6, "labels": "string"}
+        ),
     }
     return makers[name]()
 
@@ -100,6 +106,7 @@ RUNS = pytest.mark.parametrize(
         ("noisy", {}),
         ("lstm", {"episodes": STREAM, "optimizer": "rmsprop"}),
         ("maml", {"augment": {"angle_degrees": 5.0}, "validate_on": KSHOT | {"way": 3, "shot": 2}}),
+        ("strings", {"episodes": GROWN, "curriculum": {"first_way": 2, "every": 3}}),
     ],
 )
 
@@ -308,6 +315,69 @@ def test_way_and_shot_may_vary_between_batches(split: Split) -> None:
         settings(episodes=KSHOT | {"way": [2, 4], "shot": [1, 3]}, batch=3, steps=12),
     )
     assert ways == {2, 3, 4}
+
+
+def test_a_curriculum_adds_a_class_every_so_many_steps(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    predicted: list[Any] = []
+    monkeypatch.setattr(training, "check_memory", lambda *given: predicted.append(given[2].protocol.way))
+    chosen = settings(episodes=GROWN, curriculum={"first_way": 2, "every": 3})
+    learner = fresh("strings")
+    shown: list[tuple[int, int]] = []
+    loss = learner.loss
+
+    def watched(batch: EpisodeBatch) -> Tensor:
+        assert isinstance(batch, StreamBatch)
+        shown.append((batch.way, batch.labels.shape[1]))
+        return loss(batch)
+
+    learner.loss = watched  # type: ignore[method-assign]
+    log = train(learner, split, chosen)
+    assert shown == [(2, 6)] * 3 + [(3, 9)] * 3 + [(4, 12)] * 2
+    assert predicted == [4], "the largest stage says what memory the run takes"
+    assert int(log.draws["train"].sum()) == 2 * (3 * 2 + 3 * 3 + 2 * 4), "of two episodes a step"
+    assert int(log.draws["val"].sum()) == 2 * 6 * 4 + CALIBRATION_EPISODES * 4, "of validation's full way"
+    assert [training_protocol(chosen, step).way for step in (0, 5, 6, 10**6)] == [2, 3, 4, 4]
+
+
+def test_a_stage_has_episodes_of_its_own_that_the_step_decides(
+    split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that a run without a curriculum would be shown at that step, if its episodes were of that way."""
+    monkeypatch.setattr(training, "check_memory", lambda *given: None)
+    shown: dict[str, list[Tensor]] = {"grown": [], "third": []}
+    for kind, changes in (
+        ("grown", {"episodes": GROWN, "curriculum": {"first_way": 2, "every": 3}}),
+        ("third", {"episodes": GROWN | {"way": 3, "length": 9}}),
+    ):
+        learner = fresh("strings")
+        loss = learner.loss
+
+        def watched(batch: EpisodeBatch, kind: str = kind, loss: Any = loss) -> Any:
+            shown[kind].append(batch.class_ids)
+            return loss(batch)
+
+        learner.loss = watched  # type: ignore[method-assign]
+        train(learner, split, settings(**changes))
+    assert all(torch.equal(*pair) for pair in zip(shown["grown"][3:6], shown["third"][3:6], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"episodes": KSHOT}, "a curriculum leads to streams"),
+        ({"episodes": GROWN | {"counts": "random", "length": 13}}, "a length that their way divides"),
+        ({"episodes": GROWN | {"way": 3, "length": 9}, "curriculum": {"first_way": 4}}, "lower first_way"),
+    ],
+)
+def test_a_curriculum_that_leads_nowhere_is_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        settings(**{"curriculum": {"first_way": 2}} | changes)
+
+
+def test_who_is_bound_to_a_way_does_not_grow(split: Split) -> None:
+    chosen = settings(episodes=STREAM, curriculum={"first_way": 2, "every": 3})
+    with pytest.raises(LearnerError, match=r"^Lstm answers only 3-way episodes and cannot grow [^\n]+$"):
+        train(fresh("lstm"), split, chosen)
 
 
 def test_the_learning_rate_is_a_function_of_the_step() -> None:
