@@ -189,8 +189,9 @@ class LearnerSettings(Settings):
     train: TrainSettings = TrainSettings()
     """Unused by learners that have nothing to train."""
     train_seeds: tuple[int, ...] = Field((0,), min_length=1)
-    weights: Path | None = None
-    """A checkpoint to answer with under this row's options, instead of training."""
+    weights: str | None = None
+    """A recorded checkpoint to answer with under this row's options, instead of training; "{seed}" in its
+    path stands for the train seed."""
     stream_episodes: PositiveInt | None = None
     """Fewer test streams than the tests ask for, where answering is expensive; the record says so."""
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 
 from fewshot.data.split import Split
 from fewshot.episodes.sampler import SAMPLER_VERSION
-from fewshot.errors import RecordError
 from fewshot.harness.checkpoint import checkpoint_facts, file_sha256, load_learner, save_learner
 from fewshot.harness.config import KShotSettings
 from fewshot.harness.evaluate import Evaluation, evaluate
@@ -67,14 +67,12 @@ def run_job(job: Job, report: Report) -> None:
         report(Update(job.name, "recorded", 1, 1))
         return
     path = job.checkpoint
-    if not (path.exists() and checkpoint_facts(path).get("train_key") == train_key):
-        if job.learner.weights:
-            adopt_checkpoint(job, job.learner.weights, train_key)
-        else:
-            make_checkpoint(job, training_split, train_key, report)
-    learner = load_learner(path, job.learner.id).to(job.device)
+    trained = path.exists() and checkpoint_facts(path).get("train_key") == train_key
+    if not (job.weights or trained):
+        make_checkpoint(job, training_split, train_key, report)
+    learner = load_learner(path, options=job.learner.options).to(job.device)
     facts |= json.loads(checkpoint_facts(path)["training"])
-    facts |= {"checkpoint": str(path.relative_to(job.folder)), "checkpoint_sha256": file_sha256(path)}
+    facts |= {"checkpoint": os.path.relpath(path, job.folder), "checkpoint_sha256": file_sha256(path)}
     for number, test in enumerate(missing):
         report(Update(job.name, "testing", number, len(missing), test.label))
         evaluation = evaluate(learner, test.sampler(job.device), test.episodes)
@@ -118,27 +116,9 @@ def make_checkpoint(job: Job, split: Split, train_key: str, report: Report) -> T
     return log
 
 
-def adopt_checkpoint(job: Job, weights: Path, train_key: str) -> None:
-    """Store the weights of another checkpoint under this job's name and options, with its history."""
-    facts = checkpoint_facts(weights)
-    learner = load_learner(weights, options=job.learner.options)
-    options = options_of(type(learner), json.loads(facts["options"]) | job.learner.options)
-    draws = weights.parents[1] / "draws" / f"{weights.stem}.tsv"
-    if not draws.is_file():
-        raise RecordError(f"{draws} is missing: it says which classes {weights} was trained on; restore it")
-    save_learner(
-        learner,
-        job.checkpoint,
-        job.learner.id,
-        plain(options),
-        train_key=train_key,
-        training=facts["training"],
-    )
-    replace_file(job.draws, draws.read_bytes())
-
-
 def _record_fields(job: Job, test: PlannedTest, learner: Learner, evaluation: Evaluation) -> dict[str, Any]:
     kind = type(learner)
+    trained = json.loads(checkpoint_facts(job.checkpoint)["options"])
     answers = Path("answers") / f"{test.key}.parquet"
     settings = test.settings
     fields: dict[str, Any] = {
@@ -146,9 +126,9 @@ def _record_fields(job: Job, test: PlannedTest, learner: Learner, evaluation: Ev
         "suite": job.suite.name,
         "learner": job.learner.id,
         "config": {
-            "options": json.loads(checkpoint_facts(job.checkpoint)["options"]),
-            "train": job.learner.train.model_dump() if kind.trainable and not job.learner.weights else None,
-            "weights": str(job.learner.weights) if job.learner.weights else None,
+            "options": plain(options_of(kind, trained | job.learner.options)),
+            "train": job.learner.train.model_dump() if kind.trainable and not job.weights else None,
+            "weights": job.learner.weights,
         },
         "backbone": learner.backbone_name,
         "image_size": test.pool.image_set.image_shape[-1],

@@ -21,7 +21,7 @@ from fewshot.episodes.sampler import SAMPLER_VERSION, EpisodeSampler
 from fewshot.errors import FewshotError, LearnerError, RecordError
 from fewshot.harness.checkpoint import file_sha256, load_learner
 from fewshot.harness.config import DataSettings, LearnerSettings, Suite, Test
-from fewshot.harness.record import record_key
+from fewshot.harness.record import draws_beside, record_key
 from fewshot.harness.train import TRAINING_VERSION, check_askable, training_pools, validation_protocol
 from fewshot.learners.base import Learner
 from fewshot.learners.registry import build_learner, learner_class, telling_options
@@ -52,8 +52,13 @@ class Job:
         return f"{self.learner.id.replace(':', '.')}-{self.train_seed}"
 
     @property
+    def weights(self) -> Path | None:
+        """The checkpoint that this job answers with instead of training."""
+        return adopted(self.learner, self.train_seed)
+
+    @property
     def checkpoint(self) -> Path:
-        return self.folder / "checkpoints" / f"{self.stem}.safetensors"
+        return self.weights or self.folder / "checkpoints" / f"{self.stem}.safetensors"
 
     @property
     def curve(self) -> Path:
@@ -61,7 +66,7 @@ class Job:
 
     @property
     def draws(self) -> Path:
-        return self.folder / "draws" / f"{self.stem}.tsv"
+        return draws_beside(self.checkpoint)
 
     def state(self, train_key: str) -> Path:
         """Where an unfinished training waits; two learners never share one."""
@@ -99,6 +104,11 @@ def plain(options: dict[str, Any]) -> dict[str, Any]:
     return known
 
 
+def adopted(settings: LearnerSettings, train_seed: int) -> Path | None:
+    """The recorded checkpoint that a row answers with, if it names one."""
+    return Path(settings.weights.replace("{seed}", str(train_seed))) if settings.weights else None
+
+
 def training_key(job: Job, split: Split) -> str:
     """What gives the weights their meaning."""
     kind = learner_class(job.learner.id)
@@ -112,7 +122,7 @@ def training_key(job: Job, split: Split) -> str:
             "train": job.learner.train.model_dump(mode="json") if kind.trainable else None,
             "train_seed": job.train_seed if kind.trainable else None,
         }
-        | ({"weights": file_sha256(job.learner.weights)} if job.learner.weights else {})
+        | ({"weights": file_sha256(job.weights)} if job.weights else {})
     )
 
 
@@ -148,8 +158,9 @@ def fresh_learner(settings: LearnerSettings, train_seed: int, split: Split) -> L
 
 def untrained(settings: LearnerSettings, split: Split) -> Learner:
     """The learner to be asked what it answers: with the weights it is to adopt, or with any."""
-    if settings.weights:
-        return load_learner(settings.weights, options=settings.options)
+    weights = adopted(settings, settings.train_seeds[0])
+    if weights:
+        return load_learner(weights, options=settings.options)
     return fresh_learner(settings, 0, split)
 
 
@@ -186,9 +197,8 @@ def check_suite(suite: Suite, chosen: list[LearnerSettings], training: Split, te
 def check_learner_settings(settings: LearnerSettings, split: Split) -> None:
     """Raise unless the learner can be built, and answers a training and a validation episode."""
     if settings.weights:
-        loaded = load_learner(settings.weights, options=settings.options)
-        if type(loaded) is not learner_class(settings.id):
-            raise LearnerError(f"{settings.weights} holds no {settings.id!r} but a {type(loaded).__name__}")
+        for seed in settings.train_seeds:
+            _check_adopted(settings, seed)
         return
     learner = fresh_learner(settings, 0, split)
     if not learner.trainable:
@@ -211,3 +221,15 @@ def check_learner_settings(settings: LearnerSettings, split: Split) -> None:
                 f"{settings.id!r} cannot answer an episode of {protocol}: {type(error).__name__}: {reason}; "
                 "check its options and the way it is trained for"
             ) from error
+
+
+def _check_adopted(settings: LearnerSettings, train_seed: int) -> None:
+    weights = adopted(settings, train_seed)
+    assert weights is not None
+    loaded = load_learner(weights, options=settings.options)
+    if type(loaded) is not learner_class(settings.id):
+        raise LearnerError(f"{weights} holds no {settings.id!r} but a {type(loaded).__name__}")
+    if not draws_beside(weights).is_file():
+        raise RecordError(
+            f"{draws_beside(weights)} is missing: it says which classes {weights} was trained on; restore it"
+        )

@@ -287,6 +287,11 @@ def read_records(folder: Path) -> list[Record]:
     return list(records.values())
 
 
+def draws_beside(checkpoint: Path) -> Path:
+    """The log of the classes that the training of a checkpoint of a results folder drew."""
+    return checkpoint.parents[1] / "draws" / f"{checkpoint.stem}.tsv"
+
+
 def write_answers(path: Path, table: pa.Table) -> str:
     """Write the answers of one evaluation (ANSWERS_SCHEMA) as Parquet; return the file's SHA-256."""
     sink = pa.BufferOutputStream()

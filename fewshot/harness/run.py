@@ -106,9 +106,10 @@ def train_learner(
 
 
 def _forget(job: Job, train_key: str) -> None:
-    """Delete a job's records, weights and unfinished run, and nothing else."""
-    for path in (job.state(train_key), job.checkpoint, job.curve, job.draws):
-        path.unlink(missing_ok=True)
+    """Delete a job's records, its own weights and unfinished run, and nothing else."""
+    if not job.weights:
+        for path in (job.state(train_key), job.checkpoint, job.curve, job.draws):
+            path.unlink(missing_ok=True)
     seed = job.train_seed if learner_class(job.learner.id).trainable else None
     owner = (job.suite.name, job.learner.id, seed)
     remove_records(job.folder, [record for record in _records(job.folder) if _owner(record) == owner])

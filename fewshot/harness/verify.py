@@ -29,10 +29,11 @@ from fewshot.errors import FewshotError, RecordError
 from fewshot.harness.checkpoint import checkpoint_facts, file_sha256, load_learner
 from fewshot.harness.evaluate import evaluate
 from fewshot.harness.processes import die_with_parent, prepare_process
-from fewshot.harness.record import Record, answer_columns, read_answers, read_records
+from fewshot.harness.record import Record, answer_columns, draws_beside, read_answers, read_records
 from fewshot.harness.statistics import summarise
 from fewshot.harness.train import draws_digest
 from fewshot.learners.base import Learner
+from fewshot.learners.registry import learner_class
 
 QUICK_EPISODES = 200
 LEAST_SAME_ANSWERS = 0.998
@@ -145,7 +146,12 @@ def _recorded_learner(folder: Path, record: Record) -> Learner:
     if record.checkpoint is None:
         raise RecordError("the record names no checkpoint: it cannot be verified")
     path = folder / record.checkpoint
-    learner = load_learner(path, record.learner)
+    if record.config.get("weights"):  # another row's, answering under options of this one
+        learner = load_learner(path, options=record.config["options"])
+        if type(learner) is not learner_class(record.learner):
+            raise RecordError(f"{path} holds no {record.learner!r} but a {type(learner).__name__}")
+    else:
+        learner = load_learner(path, record.learner)
     if file_sha256(path) != record.checkpoint_sha256:
         raise RecordError(f"{path} is not the file that was recorded: its SHA-256 differs")
     told = json.loads(checkpoint_facts(path)["training"]) | {
@@ -156,7 +162,7 @@ def _recorded_learner(folder: Path, record: Record) -> Learner:
     for name, value in told.items():
         if recorded[name] != value:
             raise RecordError(f"the record says {name} {recorded[name]!r}, the checkpoint {value!r}")
-    draws = folder / "draws" / f"{path.stem}.tsv"
+    draws = draws_beside(path)
     if not draws.is_file():
         raise RecordError(f"{draws} is missing: it says which classes were drawn")
     try:

@@ -478,7 +478,8 @@ def test_a_key_is_a_key_of_what_has_a_meaning(suite: Suite, tiny_suite: Path, tm
 def test_weights_of_another_checkpoint_answer_under_their_own_name(
     tiny_suite: Path, tiny_results: Path, image_folder: Path, tmp_path: Path, trained: list[str]
 ) -> None:
-    weights = tiny_results / "checkpoints" / "prototypical-0.safetensors"
+    recorded = shutil.copytree(tiny_results, tmp_path / "recorded")
+    weights = recorded / "checkpoints" / "prototypical-0.safetensors"
     adopting = changed(tiny_suite, learner=[{"id": "prototypical:adopted", "weights": str(weights)}])
     made = {record.key: record for record in run_suite(adopting, tmp_path / "adopted", jobs=1)}
     assert trained == []
@@ -489,8 +490,34 @@ def test_weights_of_another_checkpoint_answer_under_their_own_name(
     ]
     assert not made.keys() & {record.key for record in original}
     assert all(record.config["weights"] == str(weights) for record in made.values())
+    # The file itself is named, not a copy of it, and to start over leaves it where it is.
+    assert {(tmp_path / "adopted" / str(record.checkpoint)).resolve() for record in made.values()} == {
+        weights
+    }
+    assert not (tmp_path / "adopted" / "checkpoints").exists()
+    run_suite(adopting, tmp_path / "adopted", jobs=1, fresh=True)
+    assert weights.is_file()
     verdicts = verify_records(tmp_path / "adopted", root=image_folder.parent, jobs=1)
     assert [verdict.problem for verdict in verdicts] == [None] * len(made)
     wrong = changed(tiny_suite, learner=[{"id": "lstm", "weights": str(weights)}])
     with pytest.raises(LearnerError, match="holds no 'lstm' but a Prototypical"):
         run_suite(wrong, tmp_path / "wrong", jobs=1)
+    (weights.parent / "prototypical-7.safetensors").write_bytes(weights.read_bytes())
+    seeds = changed(
+        tiny_suite,
+        learner=[
+            {
+                "id": "prototypical",
+                "weights": str(weights).replace("-0", "-{seed}"),
+                "train_seeds": [0, 7],
+            }
+        ],
+    )
+    with pytest.raises(RecordError, match=r"prototypical-7\.tsv is missing: it says which classes"):
+        run_suite(seeds, tmp_path / "seeds", jobs=1)
+    draws = weights.parents[1] / "draws"
+    (draws / "prototypical-7.tsv").write_bytes((draws / "prototypical-0.tsv").read_bytes())
+    both = run_suite(seeds, tmp_path / "seeds", jobs=1)
+    assert [Path(str(record.checkpoint)).name for record in both] == [
+        f"prototypical-{seed}.safetensors" for seed in (0, 7) for _ in range(len(both) // 2)
+    ]
