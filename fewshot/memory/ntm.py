@@ -19,6 +19,7 @@ Nothing counts what is in use. A write head finds a free slot by going on to the
 pure: the state goes in and a new one comes out.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -59,12 +60,12 @@ def ntm_step(state: NtmState, *, read: Aim, write: Aim, erase: Tensor, add: Tens
     memory = state.memory
     write_weights = address(state.write_weights, memory, write)
     # Head by head, of which there are few: torch's product over a dimension takes twice as long.
-    for kept in (1 - write_weights.unsqueeze(-1) @ erase.unsqueeze(-2)).unbind(1):
-        memory = memory * kept
-    memory = torch.baddbmm(memory, write_weights.mT, add)
+    kept = functools.reduce(torch.mul, (1 - write_weights.unsqueeze(-1) @ erase.unsqueeze(-2)).unbind(1))
+    memory = torch.baddbmm(memory * kept, write_weights.mT, add)
     read_weights = address(state.read_weights, memory, read)
     reads = torch.bmm(read_weights, memory)
-    return Access(reads, NtmState(memory, read_weights, write_weights), read_weights, write_weights)
+    after = NtmState(memory, read_weights, write_weights)
+    return Access(reads, after, read_weights, write_weights, kept=kept.detach().mean(-1))
 
 
 class Ntm(ExternalMemory):

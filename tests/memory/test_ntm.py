@@ -143,16 +143,30 @@ def test_a_full_erase_leaves_what_is_added_alone() -> None:
     memory, add = noise(1, 5, 3, seed=0), noise(1, 1, 3, seed=1)
     aim = moving(key=noise(1, 1, 3, seed=2))
     for erase, old in ((1.0, 0.0), (0.0, 1.0), (0.25, 0.75)):
-        after = ntm_step(
+        access = ntm_step(
             NtmState(memory, at(0), at(3)),
             read=aim,
             write=aim,
             erase=torch.full((1, 1, 3), erase, dtype=torch.double),
             add=add,
-        ).state
-        torch.testing.assert_close(after.memory[0, 3], old * memory[0, 3] + add[0, 0])
+        )
+        after = access.state.memory[0]
+        torch.testing.assert_close(after[3], old * memory[0, 3] + add[0, 0])
         others = [0, 1, 2, 4]
-        torch.testing.assert_close(after.memory[0, others], memory[0, others])
+        torch.testing.assert_close(after[others], memory[0, others])
+        assert access.kept is not None
+        assert access.kept.tolist() == [pytest.approx([1, 1, 1, old, 1])]
+
+
+def test_what_was_kept_is_a_mean_over_the_word_of_what_all_heads_left() -> None:
+    memory, apart = noise(1, 5, 2, seed=0), torch.cat([at(1), at(1)], dim=1)
+    one = moving(key=noise(1, 1, 2, seed=1))
+    both = Aim(*(torch.cat([part, part], dim=1) for part in one))
+    erase = torch.tensor([[[1.0, 0.5], [0.0, 0.5]]], dtype=torch.double)
+    access = ntm_step(NtmState(memory, at(0), apart), read=one, write=both, erase=erase, add=0 * erase)
+    torch.testing.assert_close(access.state.memory[0, 1, 1], memory[0, 1, 1] / 4)
+    assert access.kept is not None
+    assert access.kept.tolist() == [pytest.approx([1, (0 + 1 / 4) / 2, 1, 1, 1])]
 
 
 def test_a_write_head_goes_on_around_the_ring_and_a_read_head_finds_what_was_just_written() -> None:
