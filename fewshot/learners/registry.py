@@ -8,9 +8,9 @@ import importlib
 import inspect
 import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model
 
 from fewshot.errors import LearnerError, unknown
 from fewshot.learners.base import Learner
@@ -119,11 +119,18 @@ def build_learner(
     return learner(image_shape, way, **options_of(learner, options))
 
 
+def _as_written(hint: Any) -> Any:
+    """The type of an option as files give it: TOML has no null, so the word "none" stands for it."""
+    if type(None) not in typing.get_args(hint):
+        return hint
+    return Annotated[hint, BeforeValidator(lambda value: None if value == "none" else value)]
+
+
 def _options_model(learner: type[Learner]) -> type[BaseModel]:
     hints = typing.get_type_hints(learner.__init__)
     fields: dict[str, Any] = {
         parameter.name: (
-            hints.get(parameter.name, Any),
+            _as_written(hints.get(parameter.name, Any)),
             ... if parameter.default is parameter.empty else parameter.default,
         )
         for parameter in inspect.signature(learner.__init__).parameters.values()

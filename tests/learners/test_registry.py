@@ -11,6 +11,7 @@ from torch import Tensor
 from fewshot.errors import LearnerError
 from fewshot.learners import registry
 from fewshot.learners.base import Learner
+from fewshot.learners.mann import Mann
 from fewshot.learners.prototypical import Prototypical
 from fewshot.learners.registry import (
     build_learner,
@@ -156,3 +157,11 @@ def test_the_learner_is_built_with_its_options() -> None:
     assert isinstance(learner, Prototypical)
     assert learner.backbone.output_size == 16 * 4 * 4
     assert (learner.image_shape, learner.way) == (IMAGE_SHAPE, 7)
+
+
+def test_the_word_none_stands_for_none_where_an_option_may_be() -> None:
+    assert options_of(Mann, {"strength_offset": "none"})["strength_offset"] is None
+    assert options_of(Mann, {"strength_offset": None})["strength_offset"] is None
+    assert options_of(Mann, {"batch_norm": "none"})["batch_norm"] == "none"
+    with pytest.raises(LearnerError, match="option strength_offset of Mann: .*got 'sharp'"):
+        options_of(Mann, {"strength_offset": "sharp"})
