@@ -163,5 +163,5 @@ def test_the_word_none_stands_for_none_where_an_option_may_be() -> None:
     assert options_of(Mann, {"strength_offset": "none"})["strength_offset"] is None
     assert options_of(Mann, {"strength_offset": None})["strength_offset"] is None
     assert options_of(Mann, {"batch_norm": "none"})["batch_norm"] == "none"
-    with pytest.raises(LearnerError, match="option strength_offset of Mann: .*got 'sharp'"):
+    with pytest.raises(LearnerError, match=r"option strength_offset of Mann: .*got 'sharp'"):
         options_of(Mann, {"strength_offset": "sharp"})
