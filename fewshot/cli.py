@@ -48,6 +48,7 @@ QueryOption = Annotated[int, typer.Option(help="Query images per class (kshot)."
 LengthOption = Annotated[int, typer.Option(help="Images per episode (stream).")]
 CountsOption = Annotated[Counts, typer.Option(help="How often each class comes (stream).")]
 LabelsOption = Annotated[Labels, typer.Option(help="Units, or strings of five letters (stream).")]
+ChainOption = Annotated[int, typer.Option(help="Streams one after the other, as one episode.")]
 GroupOption = Annotated[bool, typer.Option("--within-group", help="All classes from one alphabet.")]
 SplitOption = Annotated[str | None, typer.Option(help="Class split; the first of `data list` by default.")]
 LearnerOption = Annotated[
@@ -90,6 +91,7 @@ def train(
     length: LengthOption = 50,
     counts: CountsOption = "exact",
     labels: LabelsOption = "one_hot",
+    chain: ChainOption = 1,
     steps: Annotated[int, typer.Option(help="Optimiser updates.")] = 2000,
     batch: Annotated[int, typer.Option(help="Episodes per update.")] = 16,
     learning_rate: Annotated[float, typer.Option(help="Adam's, falling as a cosine.")] = 1e-3,
@@ -120,7 +122,7 @@ def train(
                             protocol,
                             way,
                             {"shot": shot, "query": query},
-                            {"length": length, "counts": counts, "labels": labels},
+                            {"length": length, "counts": counts, "labels": labels, "chain": chain},
                         ),
                         "steps": steps,
                         "batch": batch,
@@ -144,7 +146,8 @@ def train(
         )
     stream = " --protocol stream" if protocol == "stream" else ""
     strings = " --labels string" if stream and labels == "string" else ""
-    print(f"{path}\nmeasure it with: fewshot evaluate {path}{stream}{strings}")
+    links = f" --chain {chain}" if stream and chain > 1 else ""
+    print(f"{path}\nmeasure it with: fewshot evaluate {path}{stream}{strings}{links}")
 
 
 @app.command()
@@ -163,6 +166,7 @@ def evaluate(
     length: LengthOption = 50,
     counts: CountsOption = "exact",
     labels: LabelsOption = "one_hot",
+    chain: ChainOption = 1,
     within_group: GroupOption = False,
     episodes: Annotated[int, typer.Option(min=1, help="How many episodes.")] = 1000,
     episode_seed: Annotated[int, typer.Option(help="Seed of the episodes.")] = 0,
@@ -192,7 +196,7 @@ def evaluate(
             protocol,
             way,
             {"shot": shot, "query": query},
-            {"length": length, "counts": counts, "labels": labels},
+            {"length": length, "counts": counts, "labels": labels, "chain": chain},
             within_group,
         )
         source = EpisodeSampler(pool, wanted, episode_seed, device=place)
@@ -425,6 +429,7 @@ def data_show(
     length: LengthOption = 50,
     counts: CountsOption = "exact",
     labels: LabelsOption = "one_hot",
+    chain: ChainOption = 1,
     within_group: GroupOption = False,
     episode: Annotated[int, typer.Option(min=0, help="Number of the episode.")] = 0,
     episode_seed: Annotated[int, typer.Option(help="Seed of the episodes.")] = 0,
@@ -443,7 +448,7 @@ def data_show(
         protocol,
         way,
         {"shot": shot, "query": query},
-        {"length": length, "counts": counts, "labels": labels},
+        {"length": length, "counts": counts, "labels": labels, "chain": chain},
         within_group,
     )
     figure = _episode_figure(EpisodeSampler(pool, wanted, episode_seed), episode)
@@ -480,20 +485,23 @@ def _classes(
 
 def _episode_figure(source: "EpisodeSource", number: int) -> "Figure":
     """The picture of one episode: its pixels as they are in the image set, turned where the class is."""
+    from fewshot.episodes.batch import KShotBatch
     from fewshot.episodes.labels import spelled
-    from fewshot.episodes.source import presentation
     from fewshot.report.episode_picture import draw_kshot, draw_stream
 
-    indices = source.indices(number, 1)
+    indices, batch = source.indices(number, 1), source.batch(number, 1)
     pool = source.pool
     images, names = source.drawings(number).numpy(), source.class_names(number)
-    shown = indices.labels[0].numpy()
     title = f"{pool.image_set.name}/{pool.split}/{pool.side}, episode {number}"
-    if support := indices.support:
-        return draw_kshot(images[:support], shown[:support], images[support:], shown[support:], names, title)
-    seen = presentation(indices.labels, indices.way)[0].numpy()
-    strings = None if indices.codes is None else [spelled(code) for code in indices.codes[0].tolist()]
-    return draw_stream(images, shown, seen, names, title, strings)
+    if isinstance(batch, KShotBatch):
+        support, labels = indices.support, indices.labels[0].numpy()
+        return draw_kshot(
+            images[:support], labels[:support], images[support:], labels[support:], names, title
+        )
+    captions = [str(place % batch.way) for place in range(len(names))]
+    if batch.codes is not None:
+        captions = [spelled(code) for code in batch.codes[0].tolist()]
+    return draw_stream(images, batch.places[0].numpy(), batch.presentation[0].numpy(), names, title, captions)
 
 
 def _protocol_settings(

@@ -180,8 +180,13 @@ def test_strings_are_trained_shown_and_measured(fewshot: Command, image_folder: 
     )
     assert "4-way stream of 8, exact counts, string labels  " in measured.out
     assert "answers with strings" in refused(fewshot("evaluate", path, "--dataset", image_folder, *SMALL))
-    shown = fewshot("data", "show", image_folder, *stream)
+    shown = fewshot("data", "show", image_folder, *stream, "--chain", 2)
     assert (shown.code, shown.out) == (0, "patterns-stream.png\n")
+    chain = [*command.split()[1:], "--dataset", image_folder, *SMALL, "--length", 9, "--episodes", 2]
+    assert "string labels, chain of 3 episodes  " in fewshot(*chain, "--chain", 3).out
+    assert "got 0 links" in refused(fewshot(*chain, "--chain", 0))
+    trained = fewshot(*train, "--option", "labels=string", "--chain", 2)
+    assert trained.out.endswith(" --protocol stream --labels string --chain 2\n")
 
 
 def test_a_learner_of_ones_own_is_found_where_one_stands(fewshot: Command, image_folder: Path) -> None:

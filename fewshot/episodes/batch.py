@@ -6,8 +6,9 @@ for a learner.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 
 
@@ -45,7 +46,10 @@ class StreamBatch(NamedTuple):
     images: (batch, length, channel, height, width); labels: (batch, length);
     presentation: (batch, length) int64, 1 where a class is seen for the first time, 2 for the second, ...;
     class_ids: (batch, way), the class behind each label;
-    codes: (batch, way, letter) int64, the string of each label, where labels are strings.
+    codes: (batch, way, letter) int64, the string of each label, where labels are strings;
+    chain: of how many links an episode consists. Each has its share of the length and classes of its own, so
+    that class_ids are (batch, chain * way) and codes likewise, link by link; labels and presentations are
+    those within the link.
     """
 
     images: Tensor
@@ -54,18 +58,36 @@ class StreamBatch(NamedTuple):
     class_ids: Tensor
     way: int
     codes: Tensor | None = None
+    chain: int = 1
+
+    @property
+    def places(self) -> Tensor:
+        """(batch, length): where each step's class stands among class_ids and codes: link * way + label."""
+        length = self.labels.shape[1]
+        link = torch.arange(length, device=self.labels.device) // (length // self.chain)
+        return link * self.way + self.labels
 
     @property
     def strings(self) -> Tensor:
         """(batch, length, letter): the string shown after each image, where labels are strings."""
         assert self.codes is not None
-        return self.codes.gather(1, self.labels.unsqueeze(-1).expand(-1, -1, self.codes.shape[-1]))
+        return self.codes.gather(1, self.places.unsqueeze(-1).expand(-1, -1, self.codes.shape[-1]))
+
+    @property
+    def links(self) -> "StreamBatch":
+        """The links of all episodes, in their order, each as an episode of its own."""
+
+        def apart(part: Tensor) -> Tensor:
+            return part.reshape(len(part) * self.chain, part.shape[1] // self.chain, *part.shape[2:])
+
+        return with_each(self, apart)._replace(chain=1)
 
 
 EpisodeBatch = KShotBatch | StreamBatch
+Batch = TypeVar("Batch", bound=EpisodeBatch)
 
 
-def with_each(batch: EpisodeBatch, change: Callable[[Tensor], Tensor]) -> EpisodeBatch:
+def with_each(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
     """The batch with the same change made to every tensor."""
 
     def changed(part: Any) -> Any:
@@ -73,7 +95,7 @@ def with_each(batch: EpisodeBatch, change: Callable[[Tensor], Tensor]) -> Episod
             return change(part)
         return type(part)(*map(changed, part)) if isinstance(part, tuple) else part
 
-    result: EpisodeBatch = changed(batch)
+    result: Batch = changed(batch)
     return result
 
 

@@ -67,13 +67,14 @@ class ImageListSource(EpisodeSource):
 def write_image_lists(path: Path, source: EpisodeSource, count: int) -> None:
     """Write episodes 0..count-1 of a source; reading them again gives the same episodes and digest.
 
-    Raises EpisodeError for a source of varying shape, for string labels, of which the file says nothing, and
-    for a path that cannot be written.
+    Raises EpisodeError for a source of varying shape, for string labels and chains, of which the file says
+    nothing, and for a path that cannot be written.
     """
     if source.shape_block is not None:
         raise EpisodeError("a file of image lists has one shape; fix way and shot before writing it")
-    if isinstance(source.protocol, Stream) and source.protocol.labels == "string":
-        raise EpisodeError('a file of image lists names no strings: write it with labels="one_hot"')
+    protocol = source.protocol
+    if isinstance(protocol, Stream) and (protocol.labels == "string" or protocol.chain > 1):
+        raise EpisodeError("a file of image lists has no strings and no chains: write it with neither")
     pool = source.pool
     image_names = pool.image_set.image_names
     class_names = [pool.class_name(class_id) for class_id in range(len(pool))]
@@ -81,7 +82,7 @@ def write_image_lists(path: Path, source: EpisodeSource, count: int) -> None:
     try:
         with partial.open("w", encoding="utf-8") as file:
             for span in source.spans(0, count, _WRITE_BATCH):
-                class_ids, images, _, labels, support, _ = source.indices(*span)
+                class_ids, images, _, labels, support = source.indices(*span)[:5]
                 for episode in zip(class_ids.tolist(), images.tolist(), labels.tolist(), strict=True):
                     classes = [class_names[class_id] for class_id in episode[0]]
                     names = [

@@ -15,6 +15,9 @@ from fewshot.errors import EpisodeError
 Counts = Literal["exact", "random"]
 Range = int | tuple[int, int]
 
+MOST_CLASSES = 2**15 - 1
+"""Of an episode: which class was answered is kept as a 16-bit number."""
+
 
 def bounds(value: Range) -> tuple[int, int]:
     """The least and the largest value of a fixed or variable setting."""
@@ -57,6 +60,8 @@ class Stream:
     the first presentation of 5 classes without looking. counts="random" draws the class of each step
     independently (a class whose images are used up is left out), so there is nothing to count.
     labels: whether classes go by numbers or by strings (`fewshot.episodes.labels`); the images are the same.
+    chain: how many such sequences, each of its own classes and labels, follow one another as the links of one
+    episode, in which nothing is wiped (the paper's persistent memory).
     """
 
     way: int = 5
@@ -64,6 +69,7 @@ class Stream:
     counts: Counts = "exact"
     within_group: bool = False
     labels: Labels = "one_hot"
+    chain: int = 1
 
     def __post_init__(self) -> None:
         if self.way < 2:
@@ -80,12 +86,23 @@ class Stream:
                 f"{self.way} classes need as many strings; there are {STRINGS} of five letters: lower way or "
                 'choose labels="one_hot"'
             )
+        if not 1 <= self.chain <= MOST_CLASSES // self.way:
+            raise EpisodeError(
+                f"a chain has at least 1 link, and {MOST_CLASSES} classes at most in all its links; got "
+                f"{self.chain} links of {self.way} classes"
+            )
+
+    @property
+    def images(self) -> int:
+        """How many images an episode shows."""
+        return self.chain * self.length
 
     @property
     def manner(self) -> str:
         """How its classes come and what they are called: "exact counts, string labels"."""
         strings = ", string labels" if self.labels == "string" else ""
-        return f"{self.counts} counts{strings}"
+        chain = f", chain of {self.chain} episodes" if self.chain > 1 else ""
+        return f"{self.counts} counts{strings}{chain}"
 
 
 Protocol = KShot | Stream

@@ -28,7 +28,8 @@ class EpisodeSampler(EpisodeSource):
 
     The j-th class drawn gets label j. Draws are uniform over ordered tuples, so every permutation of labels
     is equally likely. Classes and images are drawn without replacement: support and query never share an
-    image, and no drawing returns in a stream. (A turned class is a class of its own: where it meets its
+    image, and no drawing returns in a stream. Link l of episode i of chains of n links is number i * n + l of
+    the links, each drawn as an episode is. (A turned class is a class of its own: where it meets its
     parent in one episode, the same drawing may appear in both, turned.)
     """
 
@@ -82,6 +83,16 @@ class EpisodeSampler(EpisodeSource):
 
     def indices(self, start: int, count: int) -> EpisodeIndices:
         check_range(start, count)
+        chain = self.protocol.chain if isinstance(self.protocol, Stream) else 1
+
+        def chained(part: Tensor) -> Tensor:
+            whole = part.reshape(count, chain * part.shape[1], *part.shape[2:])
+            return whole.to(self.device, non_blocking=True)
+
+        return self._links(start * chain, count * chain).each(chained)._replace(chain=chain)
+
+    def _links(self, start: int, count: int) -> EpisodeIndices:
+        """Links start..start+count-1 of all episodes, each as an episode of its own; on the CPU."""
         shape = self._shape(start, count)
         choices = self._choices(shape.way)
         keys = (self._keys["classes"], self._keys["images"], self._keys["order"])
@@ -91,9 +102,7 @@ class EpisodeSampler(EpisodeSource):
         codes = None
         if isinstance(self.protocol, Stream) and self.protocol.labels == "string":
             codes = draw_codes(self._episode_keys("strings", start, count), shape.way)
-        return EpisodeIndices(*drawn, shape.support, codes).each(
-            lambda part: part.to(self.device, non_blocking=True)
-        )
+        return EpisodeIndices(*drawn, shape.support, codes)
 
     def _shape(self, start: int, count: int) -> EpisodeShape:
         """That of all the episodes."""
@@ -213,7 +222,8 @@ def _meaning(protocol: Protocol) -> str:
     """
     within = " within_group" if protocol.within_group else ""
     if isinstance(protocol, Stream):
-        return f"stream way={protocol.way} length={protocol.length} counts={protocol.counts}{within}"
+        chain = f" chain={protocol.chain}" if protocol.chain > 1 else ""
+        return f"stream way={protocol.way} length={protocol.length} counts={protocol.counts}{within}{chain}"
     way, shot = bounds(protocol.way), bounds(protocol.shot)
     block = f" block={protocol.block}" if protocol.variable else ""
     return f"kshot way={way[0]}..{way[1]} shot={shot[0]}..{shot[1]} query={protocol.query}{within}{block}"

@@ -31,7 +31,8 @@ class EpisodeIndices(NamedTuple):
     images: (batch, image), rows of the image set, in the order in which they are shown;
     turns: (batch, image), quarter turns counter-clockwise; labels: (batch, image);
     support: how many of the images are the support set, the others being queries; 0 in a stream;
-    codes: (batch, way, letter), the string of each label, where labels are strings.
+    codes: (batch, way, letter), the string of each label, where labels are strings;
+    chain: of how many links a stream consists; class_ids and codes are those of all (see `StreamBatch`).
     """
 
     class_ids: Tensor
@@ -40,10 +41,11 @@ class EpisodeIndices(NamedTuple):
     labels: Tensor
     support: int
     codes: Tensor | None = None
+    chain: int = 1
 
     @property
     def way(self) -> int:
-        return self.class_ids.shape[1]
+        return self.class_ids.shape[1] // self.chain
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "EpisodeIndices":
         """The same change made to every tensor."""
@@ -53,7 +55,8 @@ class EpisodeIndices(NamedTuple):
         """The episodes with images, or features in their place: (batch, image, ...) of support and others."""
         labels, way = self.labels, self.way
         if not self.support:
-            return StreamBatch(asked, labels, presentation(labels, way), self.class_ids, way, self.codes)
+            seen = presentation(labels, way, self.chain)
+            return StreamBatch(asked, labels, seen, self.class_ids, way, self.codes, self.chain)
         learned = Support(support, labels[:, : self.support], way)
         return KShotBatch(learned, asked, labels[:, self.support :], self.class_ids)
 
@@ -129,8 +132,10 @@ class EpisodeSource(ABC):
         sha = hashlib.sha256()
         for span in self.spans(0, count, _DIGEST_BATCH):
             indices = self.indices(*span)
-            shape = torch.tensor([indices.way, indices.support, indices.labels.shape[1]], device=self.device)
-            parts = [shape.expand(len(indices.labels), -1), *indices[:4]]
+            shape = [indices.way, indices.support, indices.labels.shape[1]]
+            if indices.chain > 1:
+                shape.append(indices.chain)
+            parts = [torch.tensor(shape, device=self.device).expand(len(indices.labels), -1), *indices[:4]]
             if indices.codes is not None:
                 parts.append(indices.codes.flatten(1))
             sha.update(torch.cat(parts, dim=1).cpu().numpy().astype("<i8").tobytes())
@@ -161,14 +166,15 @@ class EpisodeSource(ABC):
         return indices.batch(support, asked)
 
 
-def presentation(labels: Tensor, way: int) -> Tensor:
-    """(batch, length) int64: how often each step's class has been shown, this step included."""
-    seen = F.one_hot(labels, way).cumsum(dim=1)
-    return seen.gather(2, labels.unsqueeze(2)).squeeze(2)
+def presentation(labels: Tensor, way: int, chain: int = 1) -> Tensor:
+    """(batch, length) int64: how often each step's class has been shown in its link, this step included."""
+    links = labels.reshape(len(labels) * chain, -1)
+    seen = F.one_hot(links, way).cumsum(dim=1)
+    return seen.gather(2, links.unsqueeze(2)).reshape(labels.shape)
 
 
 def class_draws(episodes: EpisodeBatch | EpisodeIndices, classes: int) -> Tensor:
-    """(classes,) int64: in how many of the episodes each class of a pool of `classes` takes part."""
+    """(classes,) int64: in how many of the episodes, or of their links, each class of a pool takes part."""
     return torch.bincount(episodes.class_ids.flatten(), minlength=classes)
 
 

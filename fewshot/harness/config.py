@@ -69,7 +69,7 @@ class KShotSettings(Settings):
 class StreamSettings(Settings):
     """`fewshot.Stream` in a file."""
 
-    added: ClassVar[frozenset[str]] = frozenset({"labels"})
+    added: ClassVar[frozenset[str]] = frozenset({"labels", "chain"})
 
     protocol: Literal["stream"]
     way: PositiveInt = 5
@@ -77,9 +77,10 @@ class StreamSettings(Settings):
     counts: Counts = "exact"
     within_group: bool = False
     labels: Labels = "one_hot"
+    chain: PositiveInt = 1
 
     def build(self) -> Stream:
-        return Stream(self.way, self.length, self.counts, self.within_group, self.labels)
+        return Stream(self.way, self.length, self.counts, self.within_group, self.labels, self.chain)
 
 
 ProtocolSettings = Annotated[KShotSettings | StreamSettings, Field(discriminator="protocol")]

@@ -26,7 +26,7 @@ from fewshot.episodes.sampler import EpisodeSampler
 from fewshot.episodes.source import EpisodeSource
 from fewshot.errors import EpisodeError, LearnerError
 from fewshot.harness.features import embed_drawings, with_features
-from fewshot.harness.record import ANSWERS_SCHEMA, answer_columns
+from fewshot.harness.record import ANSWERS_SCHEMA, accuracy_by_link, answer_columns
 from fewshot.harness.statistics import Accuracies, summarise, told_by_instance
 from fewshot.learners.base import Learner
 from fewshot.learners.embedding import EmbeddingLearner
@@ -58,10 +58,12 @@ class NumberedEpisodes(Interface):
 class Evaluation(Accuracies):
     """A learner's accuracies on a fixed set of episodes; `print` gives the line that people quote.
 
+    accuracy_by_link: of chains, see `fewshot.harness.record.accuracy_by_link`.
     answers: one row per (episode, class, presentation or query group), with the columns of
         `fewshot.harness.record.ANSWERS_SCHEMA`; presentations that were not asked have no row.
     """
 
+    accuracy_by_link: dict[int, float]
     protocol: Protocol
     episodes: int
     episodes_digest: str
@@ -113,6 +115,7 @@ def evaluate(
     answers = _group({name: np.concatenate([part[name] for part in columns]) for name in columns[0]})
     return Evaluation(
         **vars(summarise(**answer_columns(answers, source.pool.class_index.numpy()))),
+        accuracy_by_link=accuracy_by_link(answers, bounds(source.protocol.way)[1]),
         protocol=source.protocol,
         episodes=episodes,
         episodes_digest=source.digest(episodes),
@@ -139,7 +142,7 @@ def images_of(protocol: Protocol) -> int:
     """How many images an episode shows, the largest where it varies."""
     if isinstance(protocol, KShot):
         return bounds(protocol.way)[1] * (bounds(protocol.shot)[1] + protocol.query)
-    return protocol.length
+    return protocol.images
 
 
 def _answered(
@@ -179,8 +182,10 @@ def _rows(
     """Columns with one row per answer: episode, class_id, label, presentation, answer."""
     if isinstance(batch, KShotBatch):
         labels, presentation = batch.query_labels, torch.zeros_like(batch.query_labels)
+        first = torch.zeros_like(labels)
     else:
-        labels, presentation = batch.labels, batch.presentation
+        labels, presentation = batch.places, batch.presentation
+        first = labels - batch.labels  # what the first label of the link counts as in the whole chain
     expected = (*labels.shape, label_units(learner.labels, batch.way))
     if logits.shape != expected:
         raise LearnerError(
@@ -195,13 +200,14 @@ def _rows(
             f"{type(learner).__name__} answered with NaN for logits in episodes {first_episode} to "
             f"{first_episode + len(labels) - 1}: its training diverged, or its weights are damaged"
         )
+    named = named_labels(learner, batch, logits)
     episode = torch.arange(first_episode, first_episode + len(labels), device=labels.device)
     rows = {
         "episode": episode.unsqueeze(1).expand_as(labels),
         "class_id": batch.class_ids.gather(1, labels),
         "label": labels,
         "presentation": presentation,
-        "answer": named_labels(learner, batch, logits),
+        "answer": torch.where(named < 0, named, first + named),
     }
     return {name: values[asked].cpu().numpy() for name, values in rows.items()}
 

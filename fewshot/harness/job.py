@@ -150,6 +150,7 @@ def _record_fields(job: Job, test: PlannedTest, learner: Learner, evaluation: Ev
         "transductive": learner.transductive and settings.protocol == "kshot",
         "accuracy": evaluation.accuracy,
         "accuracy_by_instance": evaluation.accuracy_by_instance,
+        "accuracy_by_link": evaluation.accuracy_by_link,
         "ci95": evaluation.ci95,
         "ci95_classes": evaluation.ci95_classes,
         "ci95_by_instance": evaluation.ci95_by_instance,
@@ -164,7 +165,8 @@ def _record_fields(job: Job, test: PlannedTest, learner: Learner, evaluation: Ev
     }
     if isinstance(settings, KShotSettings):
         return fields | {"shot": settings.shot, "query": settings.query}
-    return fields | {"length": settings.length, "counts": settings.counts, "labels": settings.labels}
+    names = ("length", "counts", "labels", "chain")
+    return fields | {name: getattr(settings, name) for name in names}
 
 
 def _training_fields(job: Job, split: Split, log: TrainLog) -> dict[str, Any]:

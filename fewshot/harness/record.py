@@ -45,7 +45,8 @@ ANSWERS_SCHEMA = pa.schema(
 class_id: position in the class pool; label: the class's label in this episode; presentation: 0 for K-shot,
 else 1 for the first time the class is seen; correct of count answers are right; answers: the label answered
 for each query, in episode order, -1 for a string that no class of the episode has. A presentation that was
-not asked has no row.
+not asked has no row. In a chain, label and answers are link * way + the label within the link, and a
+presentation is one within the link.
 """
 
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -99,6 +100,8 @@ class Record(BaseModel):
     """How often each class comes in a stream; None for K-shot."""
     labels: Literal["one_hot", "string"] | None = None
     """How labels are shown in a stream; None for K-shot."""
+    chain: int = 1
+    """How many streams follow one another without wiping, as one episode."""
     within_group: bool = False
     """Whether all classes of an episode come from one group (alphabet)."""
     episodes: int = Field(gt=0)
@@ -142,6 +145,8 @@ class Record(BaseModel):
     """Correct answers over answers given, a fraction."""
     accuracy_by_instance: dict[int, Fraction] = {}
     """Stream: accuracy at each presentation of a class that the learner was asked at, a fraction."""
+    accuracy_by_link: dict[int, Fraction] = {}
+    """Chain: accuracy at presentations 2 and later in each of its streams, 1 the first; a fraction."""
     ci95: HalfWidth | None
     """Half width of the 95 % interval over episodes, a fraction."""
     ci95_classes: HalfWidth | None
@@ -323,6 +328,21 @@ def answer_columns(table: pa.Table, parents: NDArray[np.int64]) -> dict[str, NDA
     names = ("episode", "class_id", "presentation", "correct", "count")
     columns = {name: np.asarray(table[name].to_numpy()) for name in names}
     return columns | {"class_id": parents[columns["class_id"]]}
+
+
+def accuracy_by_link(table: pa.Table, way: int) -> dict[int, float]:
+    """Accuracy at presentations 2 and later in each link of chains, 1 the first; empty for single streams.
+
+    A memory is empty where a chain begins, and full of what is no longer of use in every later link.
+    """
+    names = ("label", "presentation", "correct", "count")
+    label, presentation, correct, count = (np.asarray(table[name].to_numpy()) for name in names)
+    link = label // way
+    if not link.any():
+        return {}
+    known = presentation > 1
+    right, asked = (np.bincount(link[known], weights=values[known]) for values in (correct, count))
+    return {int(k) + 1: float(right[k] / asked[k]) for k in np.flatnonzero(asked)}
 
 
 def provenance() -> dict[str, Any]:

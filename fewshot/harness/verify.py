@@ -29,7 +29,14 @@ from fewshot.errors import FewshotError, RecordError
 from fewshot.harness.checkpoint import checkpoint_facts, file_sha256, load_learner
 from fewshot.harness.evaluate import evaluate
 from fewshot.harness.processes import die_with_parent, prepare_process
-from fewshot.harness.record import Record, answer_columns, draws_beside, read_answers, read_records
+from fewshot.harness.record import (
+    Record,
+    accuracy_by_link,
+    answer_columns,
+    draws_beside,
+    read_answers,
+    read_records,
+)
 from fewshot.harness.statistics import summarise
 from fewshot.harness.train import draws_digest
 from fewshot.learners.base import Learner
@@ -117,7 +124,7 @@ def protocol_of(record: Record) -> Protocol:
     assert record.length is not None
     assert record.counts is not None
     labels = record.labels or "one_hot"
-    return Stream(record.way, record.length, record.counts, record.within_group, labels)
+    return Stream(record.way, record.length, record.counts, record.within_group, labels, record.chain)
 
 
 def _measure_again(folder: Path, record: Record, root: Path | None, episodes: int) -> tuple[float, float]:
@@ -185,7 +192,9 @@ def _recorded_answers(folder: Path, record: Record, parents: NDArray[np.int64]) 
     table = read_answers(path)
     if file_sha256(path) != record.answers_sha256:
         raise RecordError(f"{path} is not the file that was recorded: its SHA-256 differs")
-    for name, counted in vars(summarise(**answer_columns(table, parents))).items():
+    summary = vars(summarise(**answer_columns(table, parents)))
+    summary["accuracy_by_link"] = accuracy_by_link(table, record.way)
+    for name, counted in summary.items():
         if not _agree(getattr(record, name), counted):
             raise RecordError(f"the recorded {name} is not that of the recorded answers")
     return table

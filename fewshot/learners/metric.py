@@ -48,7 +48,9 @@ def across_episodes_loss(features: Tensor, batch: StreamBatch) -> Tensor:
     stream alone tells `way` apart. A class that two streams share counts as two, which is rare.
     features: (batch, length, feature), of about unit variance.
     """
-    streams, _, size = features.shape
+    batch, size = batch.links, features.shape[-1]
+    streams = len(batch.labels)
+    features = features.reshape(*batch.labels.shape, size)
     labels = batch.labels + batch.way * torch.arange(streams, device=features.device).unsqueeze(1)
     first = batch.presentation == 1
     classes = streams * batch.way

@@ -13,11 +13,15 @@ def named_labels(learner: Learner, batch: EpisodeBatch, logits: Tensor) -> Tenso
     """The labels that a learner's logits name: (batch, asked) int64, -1 for none of the episode's.
 
     A label is that of the largest logit, the lowest of equals. Where labels are strings, a learner of strings
-    names the class that has all five of its letters; any other learner names by pointing at what it has been
-    shown, and so none where it points at a label that was not shown yet.
+    names the class of the link that has all five of its letters; any other learner names by pointing at what
+    it has been shown, and so none where it points at a label that was not shown yet in the link.
     """
     if isinstance(batch, KShotBatch) or batch.codes is None:
         return logits.argmax(-1)
+    if batch.chain > 1:
+        links = batch.links
+        each = logits.reshape(*links.labels.shape, -1)
+        return named_labels(learner, links, each).reshape(batch.labels.shape)
     if learner.labels == "string":
         letters = logits.reshape(*logits.shape[:-1], LETTERS, VALUES).argmax(-1)
         has_all = (letters.unsqueeze(2) == batch.codes.unsqueeze(1)).all(-1)

@@ -67,18 +67,18 @@ def draw_stream(
     presentation: Labels,
     class_names: Sequence[str],
     title: str,
-    strings: Sequence[str] | None = None,
+    captions: Sequence[str] | None = None,
     columns: int = 10,
 ) -> Figure:
     """A stream in reading order: each image, the label shown after it, and a mark where its class is new.
 
-    labels, presentation: (length,); presentation is 1 where a class comes for the first time; strings: what
-    is shown for each label, where that is not its number.
+    labels, presentation: (length,); presentation is 1 where a class comes for the first time; class_names and
+    captions: one per label, a caption being what is shown for it, its number by default.
     """
-    shown = strings or [str(label) for label in range(len(class_names))]
+    shown = captions or [str(label) for label in range(len(class_names))]
     rows = -(-len(images) // columns)
     height = max(rows * (1 + CAPTION), 0.5 * len(class_names))
-    told = f"{len(class_names)}-way, {len(images)} images in order; filled label: first presentation"
+    told = f"{len(class_names)} classes, {len(images)} images in order; filled label: first presentation"
     figure, axes = _canvas(columns, height, class_names, title, told)
     for place, (image, label, seen) in enumerate(zip(images, labels, presentation, strict=True)):
         row, column = divmod(place, columns)

@@ -52,7 +52,8 @@ def plot_suite(folder: Path) -> list[Path]:
     for group in grouped(stream, stream_setting):
         record = group[0].record
         labels = "" if record.labels == "one_hot" else f"-{record.labels}"
-        name = f"stream-{record.way}way-{record.length}-{record.counts}{labels}-{_name(group)}"
+        chain = f"-chain{record.chain}" if record.chain > 1 else ""
+        name = f"stream-{record.way}way-{record.length}-{record.counts}{labels}{chain}-{_name(group)}"
         figures[name] = stream_figure(group)
     curves = read_curves(folder / "curves")
     if curves["val_accuracy"].notna().any():
@@ -70,7 +71,7 @@ def stream_figure(results: Sequence[Result]) -> Figure:
     last = min(LAST_PRESENTATION, max(k for result in results for k in result.figures if k is not None))
     ends = [_draw_stream(axes, result, label, last) for label, result in labelled]
     hollow = any(find_published(result.record, k) for result in results for k in result.figures)
-    human = human_stream(record.dataset, record.way, record.labels or "")
+    human = {} if record.chain > 1 else human_stream(record.dataset, record.way, record.labels or "")
     people = [(k, row.accuracy) for k, row in human.items() if k <= last]
     if people:
         axes.plot(*zip(*people, strict=True), ls=":", lw=0.9, zorder=2, **_hollow(GREY, "*", size=8))

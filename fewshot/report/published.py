@@ -7,11 +7,12 @@ Santoro's figures are stream figures only: the 82.8 and 94.9 that later papers c
 
 A published figure stands beside ours where method, dataset, protocol, labels, way, and shot or presentation
 are the same and the backbones are of one family (any four-block convolution; ResNet-12; ...). Methods that
-are themselves recurrent networks on pixels (MANN, LSTM) need no common family. Validation classes, another
-training dataset and variants ("mann:no_tie") have no published counterpart. Where several figures qualify,
-those of the method's own paper (`original`) come first, then those with our transduction, then the earliest.
-Figures of low confidence are used from the method's own paper only, and say so. What still differs is
-listed by `differences`.
+are themselves recurrent networks on pixels (MANN, LSTM) need no common family. Beside chains of episodes
+stand figures of memories that are never wiped ("MANN-persistent"). Validation classes, another training
+dataset and variants ("mann:no_tie") have no published counterpart. Where several figures qualify, those of
+the method's own paper (`original`) come first, then those with our transduction, then the earliest. Figures
+of low confidence are used from the method's own paper only, and say so. What still differs is listed by
+`differences`.
 """
 
 import csv
@@ -167,8 +168,10 @@ def backbone_family(backbone: str | None) -> str:
 
 def _paper_name(record: Record) -> str | None:
     if record.learner == "nearest_neighbour":
-        return "kNN" if record.protocol == "stream" else "Pixels"
-    return PAPER_NAMES.get(record.learner)
+        name: str | None = "kNN" if record.protocol == "stream" else "Pixels"
+    else:
+        name = PAPER_NAMES.get(record.learner)
+    return f"{name}-persistent" if record.chain > 1 else name
 
 
 def _plain(backbone: str | None) -> str:

@@ -63,6 +63,7 @@ _MEANING = (
     "length",
     "counts",
     "labels",
+    "chain",
     "within_group",
     "episodes",
     "episodes_digest",
@@ -90,11 +91,13 @@ class Result:
 
     record: one of the merged records, for what they have in common.
     figures: by presentation for a stream; under None for K-shot.
+    links: of chains, the accuracy at presentations 2 and later in each link, 1 the first, in per cent.
     """
 
     record: Record
     train_seeds: int
     figures: dict[int | None, Figure]
+    links: dict[int, float]
 
 
 def merge_seeds(records: Iterable[Record]) -> list[Result]:
@@ -171,7 +174,7 @@ def test_set(record: Record) -> tuple[object, ...]:
 
 def stream_setting(record: Record) -> tuple[object, ...]:
     """What makes streams comparable, besides what they are drawn from."""
-    return *test_set(record), record.way, record.length, record.counts, record.labels
+    return *test_set(record), record.way, record.length, record.counts, record.labels, record.chain
 
 
 def describe_test_set(results: Sequence[Result]) -> str:
@@ -186,7 +189,8 @@ def describe_test_set(results: Sequence[Result]) -> str:
 def describe_stream(record: Record) -> str:
     """ "5-way, 50 images, exact counts"."""
     labels = "" if record.labels == "one_hot" else f", {record.labels} labels"
-    return f"{record.way}-way, {record.length} images, {record.counts} counts{labels}"
+    chain = f", chain of {record.chain} episodes" if record.chain > 1 else ""
+    return f"{record.way}-way, {record.length} images, {record.counts} counts{labels}{chain}"
 
 
 def chance_accuracy(record: Record) -> float:
@@ -223,7 +227,11 @@ def _merge(group: list[Record]) -> Result:
                 mean([record.ci95_by_instance.get(k) for record in group]),
                 mean([record.ci95_classes_by_instance.get(k) for record in group]),
             )
-    return Result(group[0], len({record.train_seed for record in group}), figures)
+    links = {
+        link: 100 * fmean(record.accuracy_by_link[link] for record in group)
+        for link in sorted(set.intersection(*(set(record.accuracy_by_link) for record in group)))
+    }
+    return Result(group[0], len({record.train_seed for record in group}), figures, links)
 
 
 def _order(record: Record) -> tuple[object, ...]:
@@ -235,6 +243,7 @@ def _order(record: Record) -> tuple[object, ...]:
         record.rotated_test_classes,
         record.counts or "",
         record.labels or "",
+        record.chain,
         record.way,
         record.shot or 0,
         learner_rank(record.learner),
@@ -255,7 +264,10 @@ def _crowded(labels: list[str], results: list[Result]) -> set[str]:
     for label, result in zip(labels, results, strict=True):
         record = result.record
         key = f"{label}{TRANSDUCTIVE_MARK}" if record.transductive else label
-        setting = (record.rotated_test_classes, record.counts, record.way, record.shot, record.labels)
+        setting = (
+            *(record.rotated_test_classes, record.counts, record.way, record.shot),
+            *(record.labels, record.chain),
+        )
         seen.setdefault(key, []).append(setting)
     return {
         key.removesuffix(TRANSDUCTIVE_MARK)

@@ -6,6 +6,7 @@ their own beneath ours, and notes say what every ± means and how the published 
 """
 
 from collections.abc import Iterable
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -75,14 +76,16 @@ def long_table(records: Iterable[Record]) -> pd.DataFrame:
     """One row per learner configuration and setting (COLUMNS), a stream giving one row per presentation.
 
     Accuracies in per cent, to two digits; means over training seeds; gap is ours minus the published figure.
-    Raises RecordError where there are no records.
+    A column `chain` comes last where some record is of one. Raises RecordError where there are no records.
     """
+    results = merge_seeds(records)
     rows = [
         _long_row(result, instance, figure)
-        for result in merge_seeds(records)
+        for result in results
         for instance, figure in result.figures.items()
     ]
-    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    chained = any(result.record.chain > 1 for result in results)
+    frame = pd.DataFrame(rows, columns=[*COLUMNS, "chain"] if chained else list(COLUMNS))
     return frame.astype(dict.fromkeys(_INTEGERS, "Int64") | dict.fromkeys(_PERCENTAGES, "Float64"))
 
 
@@ -120,7 +123,8 @@ def tables(records: Iterable[Record]) -> list[ResultTable]:
 def _long_row(result: Result, instance: int | None, figure: Figure) -> dict[str, Any]:
     record = result.record
     published = find_published(record, instance)
-    row: dict[str, Any] = {name: getattr(record, name) for name in COLUMNS if name in Record.model_fields}
+    names = [name for name in (*COLUMNS, "chain") if name in Record.model_fields]
+    row: dict[str, Any] = {name: getattr(record, name) for name in names}
     row |= {
         "instance": instance,
         "accuracy": figure.accuracy,
@@ -169,11 +173,24 @@ def _stream_table(results: list[Result]) -> ResultTable:
         columns=tuple(ordinal(k) for k in shown),
     )
     _filled(table, rows, f"chance {_chance(record)}")
-    _add_people(table, shown, human_stream(record.dataset, record.way, record.labels or ""))
-    table.notes.insert(1, f"Columns: the presentation of a class. {_first_presentation(record)}")
+    if record.chain == 1:
+        _add_people(table, shown, human_stream(record.dataset, record.way, record.labels or ""))
+    columns = f"Columns: the presentation of a class. {_first_presentation(record)}"
+    table.notes[1:1] = [columns, *_links_note(results)]
     if record.counts == "exact" and any(r.record.learner == "count_guesser" for r in results):
         table.notes.insert(2, "count_guesser sees no image: it counts which classes are still to come.")
     return table
+
+
+def _links_note(results: list[Result]) -> list[str]:
+    """How the first link of chains, where memories are empty, differs from the others."""
+    told = []
+    for label, result in zip(row_labels(results), results, strict=True):
+        later = [accuracy for link, accuracy in result.links.items() if link > 1]
+        if later and 1 in result.links:
+            told.append(f"{label} {result.links[1]:.1f} and {fmean(later):.1f}")
+    start = "At presentations 2 and later, in the first episode of a chain and in the others"
+    return [f"{start}: {', '.join(told)}."] if told else []
 
 
 def _add_people(table: ResultTable, shown: list[int], people: dict[int, Published]) -> None:

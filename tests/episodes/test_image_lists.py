@@ -165,5 +165,7 @@ def test_episodes_beyond_the_file_and_what_a_file_has_no_place_for(pool: ClassPo
     with pytest.raises(EpisodeError, match="fix way and shot"):
         write_image_lists(tmp_path / "varying.jsonl", varying, 5)
     strings = EpisodeSampler(pool, Stream(3, 6, labels="string"), 0)
-    with pytest.raises(EpisodeError, match='names no strings: write it with labels="one_hot"'):
-        write_image_lists(tmp_path / "strings.jsonl", strings, 5)
+    chain = EpisodeSampler(pool, Stream(3, 6, chain=2), 0)
+    for source in (strings, chain):
+        with pytest.raises(EpisodeError, match="has no strings and no chains"):
+            write_image_lists(tmp_path / "more.jsonl", source, 5)

@@ -103,7 +103,8 @@ pools = st.sampled_from([POOL, UNEVEN, POOL.with_rotations(), UNEVEN.with_rotati
 def test_episodes_keep_their_promises(
     pool: ClassPool, protocol: Protocol, seed: int, start: int, count: int
 ) -> None:
-    class_ids, images, turns, labels, support, _ = EpisodeSampler(pool, protocol, seed).indices(start, count)
+    indices = EpisodeSampler(pool, protocol, seed).indices(start, count)
+    class_ids, images, turns, labels, support = indices[:5]
     way = protocol.way
     owner = torch.repeat_interleave(pool.image_set.images_per_class)  # the class of each row
     for e in range(count):
@@ -296,6 +297,7 @@ PROTOCOLS: list[Protocol] = [
     Stream(5, 20),
     Stream(5, 30, "random"),
     Stream(5, 20, labels="string"),
+    Stream(4, 12, "random", labels="string", chain=3),
 ]
 
 
@@ -406,6 +408,7 @@ def test_pinned_digests(switch: str, monkeypatch: pytest.MonkeyPatch) -> None:
         "exact": EpisodeSampler(pool, Stream(5, 30), 0).digest(300),
         "random": EpisodeSampler(pool, Stream(5, 30, "random"), 0).digest(300),
         "string": EpisodeSampler(pool, Stream(5, 30, labels="string"), 0).digest(300),
+        "chain": EpisodeSampler(pool, Stream(5, 30, chain=3), 0).digest(100),
     }
     assert digests == {
         "kshot": "75f969d5d20f49361de594101db5e1598cd44eae7c8ba8a475d246714377094c",
@@ -414,6 +417,7 @@ def test_pinned_digests(switch: str, monkeypatch: pytest.MonkeyPatch) -> None:
         "exact": "bc2a88ae9a33b8b79af4295124d46d522041d15343de32ade83ca8e1c9ab096e",
         "random": "be52f0b3e34a9cd9b733999b0145229a7f4ad6cc34777f5c3ab4b4a0391b7156",
         "string": "b5709573abe254b9c369e55ee19eeb7fceef73c17a48f68ff022c3df3f135e21",
+        "chain": "9978b740aa3e223944eba1c9eac13a62fc680649b57504df07a64ca2e985540c",
     }
 
 
@@ -431,6 +435,61 @@ def test_streams_with_strings_show_the_images_of_those_without(counts: Counts) -
         assert len(set(map(tuple, book))) == 5
         assert batch.strings[e].tolist() == [book[label] for label in batch.labels[e].tolist()]
     assert plain.digest(20) != strings.digest(20) != EpisodeSampler(UNEVEN, strings.protocol, 1).digest(20)
+
+
+@pytest.mark.parametrize("augment", [None, Augment()])
+def test_a_chain_is_its_links_one_after_the_other(augment: Augment | None) -> None:
+    chain, way, length = 3, 4, 12
+    sampler = EpisodeSampler(
+        UNEVEN, Stream(way, length, "random", False, "string", chain), 7, augment=augment
+    )
+    batch = sampler.batch(2, 2)
+    assert isinstance(batch, StreamBatch)
+    assert batch.images.shape[:2] == batch.labels.shape == (2, chain * length)
+    assert (batch.way, batch.chain, batch.class_ids.shape) == (way, chain, (2, chain * way))
+    assert batch.codes is not None
+    alone = batch.links
+    assert (alone.chain, alone.images.shape[:2], alone.class_ids.shape) == (1, (6, length), (6, way))
+    for e in range(2):
+        for link in range(chain):
+            number = e * chain + link
+            classes, steps = slice(link * way, (link + 1) * way), slice(link * length, (link + 1) * length)
+            assert torch.equal(alone.class_ids[number], batch.class_ids[e, classes])
+            assert torch.equal(alone.labels[number], batch.labels[e, steps])
+            assert torch.equal(alone.images[number], batch.images[e, steps])
+            assert len(set(batch.class_ids[e, classes].tolist())) == way, "distinct within a link"
+            assert len(set(map(tuple, batch.codes[e, classes].tolist()))) == way
+            seen: Counter[int] = Counter()
+            for step in range(length * link, length * (link + 1)):
+                label = int(batch.labels[e, step])
+                seen[label] += 1
+                assert batch.presentation[e, step] == seen[label], "counted within the link"
+                assert batch.places[e, step] == link * way + label
+                assert torch.equal(batch.strings[e, step], batch.codes[e, link * way + label])
+    assert torch.equal(alone.presentation, presentation(alone.labels, way))
+    drawn = sampler.indices(2, 2)
+    owner = torch.repeat_interleave(UNEVEN.image_set.images_per_class)
+    assert torch.equal(owner[drawn.images], UNEVEN.class_index[batch.class_ids.gather(1, batch.places)])
+
+
+def test_links_are_numbered_through_all_chains() -> None:
+    """Link l of chain i is number i * n + l of the links; a chain's length decides what these are."""
+    sampler = EpisodeSampler(POOL, Stream(5, 20, chain=4), 3)
+    numbered = sampler._links(0, 12)
+    for part, links in zip(sampler.indices(0, 3)[:4], numbered[:4], strict=True):
+        assert torch.equal(part, links.reshape(3, -1))
+    others = [
+        EpisodeSampler(POOL, Stream(5, 20, chain=chain), 3).indices(0, 1).class_ids for chain in (1, 2, 3)
+    ]
+    assert len({tuple(ids[0, :5].tolist()) for ids in others}) == 3
+
+
+@pytest.mark.parametrize(("way", "chain"), [(5, 0), (5, 6554), (2000, 17)])
+def test_a_chain_has_a_link_and_not_too_many_classes(way: int, chain: int) -> None:
+    with pytest.raises(
+        EpisodeError, match=f"and 32767 classes at most in all its links; got {chain} links of"
+    ):
+        Stream(way, 10 * way, chain=chain)
 
 
 def test_the_digest_covers_the_strings(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ PROTOCOLS = [
     KShot(way=(3, 5), shot=(1, 2), query=2, block=4),
     Stream(way=3, length=12),
     Stream(way=3, length=12, counts="random"),
+    Stream(way=3, length=12, chain=4),
 ]
 STRINGS = Stream(way=3, length=12, labels="string")
 
@@ -128,6 +129,35 @@ def test_what_was_not_shown_cannot_be_spelled(pool):
     assert set(named_at_first) == {-1, 0}, "the lowest of equals, once it was shown"
 
 
+def test_links_of_chains_have_classes_and_accuracies_of_their_own(pool):
+    """The oracle never forgets: where a class comes back under another label, it may give the older one."""
+    source = EpisodeSampler(pool, PROTOCOLS[4], episode_seed=1)
+    evaluation = evaluate(Oracle(), source, 50)
+    right, asked = dict.fromkeys(range(1, 5), 0), dict.fromkeys(range(1, 5), 0)
+    for row in evaluation.answers.to_pylist():
+        assert 1 <= row["presentation"] <= 4
+        assert all(answer // 3 == row["label"] // 3 for answer in row["answers"]), "of the link asked about"
+        if row["presentation"] > 1:
+            right[row["label"] // 3 + 1] += row["correct"]
+            asked[row["label"] // 3 + 1] += row["count"]
+    assert evaluation.answers.num_rows == 50 * 4 * 3 * 4
+    assert set(asked.values()) == {50 * 9}
+    assert evaluation.accuracy_by_link == {link: right[link] / asked[link] for link in asked}
+    assert evaluation.accuracy_by_link[1] == 1 > evaluation.accuracy_by_link[4] > 0.5
+    assert str(evaluation).startswith("3-way stream of 12, exact counts, chain of 4 episodes  ")
+    for protocol in PROTOCOLS[:4]:
+        assert evaluate(Oracle(), EpisodeSampler(pool, protocol, 1), 5).accuracy_by_link == {}
+
+
+def test_the_guesser_counts_on_through_a_chain(pool):
+    """After a whole link all labels were shown equally often: it can guess what it can in any link."""
+    guesser = build_learner("count_guesser", (1, 4, 4), 3)
+    chain = evaluate(guesser, EpisodeSampler(pool, Stream(3, 12, chain=4), episode_seed=1), 500)
+    single = evaluate(guesser, EpisodeSampler(pool, Stream(3, 12), episode_seed=1), 2000)
+    for k, accuracy in single.accuracy_by_instance.items():
+        assert chain.accuracy_by_instance[k] == pytest.approx(accuracy, abs=0.04)
+
+
 class Speller(Oracle):
     """Remembers which class has which string."""
 
@@ -191,9 +221,10 @@ def test_answers_are_those_of_the_learner_row_by_row(pool, protocol):
         for b in range(len(labels)):
             for position, label in enumerate(labels[b].tolist()):
                 k = int(batch.presentation[b, position]) if stream else 0
-                class_id = int(batch.class_ids[b, label])
-                row = expected.setdefault((episode + b, label, k, class_id), [])
-                row.append(int(named[b, position]))
+                first = position // 12 * 3 if stream else 0  # of the link
+                class_id = int(batch.class_ids[b, first + label])
+                row = expected.setdefault((episode + b, first + label, k, class_id), [])
+                row.append(first + int(named[b, position]))
         episode += len(labels)
     rows = answers.to_pylist()
     assert [(r["episode"], r["label"], r["presentation"], r["class_id"]) for r in rows] == sorted(expected)

@@ -416,6 +416,30 @@ def test_tests_with_strings_are_answered_by_who_can_name_them(
     assert "3-way stream, exact counts, string labels: 100.00 %" in str(verdicts[0])
 
 
+def test_chains_are_recorded_verified_and_described(
+    tiny_suite: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "tiny"
+    tests = [
+        {"protocol": "stream", "way": 3, "length": 6, "episodes": 10} | kind for kind in ({}, {"chain": 4})
+    ]
+    learners = [{"id": "nearest_neighbour"}, {"id": "count_guesser"}]
+    records = run_suite(changed(tiny_suite, test=tests, learner=learners), folder, jobs=1)
+    assert [r.chain for r in records] == [1, 4, 1, 4]
+    for record in records:
+        assert list(record.accuracy_by_link) == ([1, 2, 3, 4] if record.chain == 4 else [])
+        assert list(record.accuracy_by_instance) == [1, 2]
+    verdicts = list(verify_records(folder, root=image_folder.parent, jobs=1))
+    assert [verdict.problem for verdict in verdicts] == [None] * 4
+    assert "3-way stream, exact counts, chain of 4 episodes: 100.00 %" in str(verdicts[1])
+    lines = (folder / RECORDS_FILE).read_text().splitlines()
+    changed_line = json.loads(lines[1])
+    changed_line["accuracy_by_link"]["2"] /= 2
+    (folder / RECORDS_FILE).write_text("\n".join([lines[0], json.dumps(changed_line), *lines[2:]]) + "\n")
+    problems = [verdict.problem for verdict in verify_records(folder, root=image_folder.parent, jobs=1)]
+    assert problems == [None, "the recorded accuracy_by_link is not that of the recorded answers", None, None]
+
+
 @pytest.mark.usefixtures("nothing_long")
 def test_labels_of_training_that_do_not_fit_are_refused(tiny_suite: Path, tmp_path: Path) -> None:
     for labels, says in (

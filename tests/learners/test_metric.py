@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fewshot.episodes.batch import StreamBatch
+from fewshot.episodes.batch import StreamBatch, with_each
 from fewshot.episodes.source import presentation
 from fewshot.errors import LearnerError
 from fewshot.learners.lstm import Lstm
@@ -47,6 +47,15 @@ def test_every_image_is_asked_among_the_classes_of_all_streams(labels: list[list
     batch = batch_of(shown, 3)
     assert float(across_episodes_loss(features, batch)) == pytest.approx(slow_loss(features, shown))
     assert torch.autograd.gradcheck(lambda x: across_episodes_loss(x, batch), features.requires_grad_())
+
+
+def test_the_links_of_a_chain_are_streams_of_their_own() -> None:
+    apart = batch_of(torch.tensor([[0, 1, 2, 0, 1], [2, 2, 1, 0, 1], [1, 0, 2, 1, 0], [0, 0, 1, 2, 1]]), 3)
+    joined = with_each(apart, lambda part: part.reshape(2, -1, *part.shape[2:]))._replace(chain=2)
+    features = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(
+        across_episodes_loss(features.reshape(2, 10, 6), joined), across_episodes_loss(features, apart)
+    )
 
 
 @pytest.mark.parametrize("learner", [Mann, Lstm])

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fewshot.episodes.batch import KShotBatch, StreamBatch, Support
+from fewshot.episodes.batch import KShotBatch, StreamBatch, Support, with_each
 from fewshot.episodes.labels import LETTERS, VALUES, Labels, draw_codes
 from fewshot.episodes.protocol import KShot, Protocol, Stream
 from fewshot.episodes.source import presentation
@@ -202,6 +202,46 @@ def test_all_five_letters_have_to_be_right() -> None:
     assert not (
         named_labels(learner, batch._replace(codes=batch.codes[:2]), one_letter_off) == names[:2]
     ).any()
+
+
+def chained(batch: StreamBatch, chain: int) -> StreamBatch:
+    """Streams one after the other as the links of chains."""
+    whole = with_each(batch, lambda part: part.reshape(len(part) // chain, -1, *part.shape[2:]))
+    return whole._replace(chain=chain)
+
+
+@every_learner
+def test_nothing_is_wiped_in_a_chain_and_the_last_string_arrives_with_the_next_link(name: str) -> None:
+    learner, batch = build(name), chained(streams(4, 3), 2)
+    assert batch.codes is not None
+    codes = batch.codes.clone()
+    last = int(batch.places[0, 8])  # of the first of two links of nine images
+    assert int((batch.places[0] == last).nonzero()[-1]) == 8
+    codes[0, last] = (codes[0, last] + 1) % VALUES
+    first = int((batch.places[0] == last).nonzero()[0])
+    with torch.no_grad():
+        answers = learner.answer(batch)
+        torch.testing.assert_close(answers, Learner.stream(learner, batch), atol=1e-5, rtol=0)
+        moved = (answers - learner.answer(batch._replace(codes=codes))).abs().amax(-1)
+    assert moved[0, : first + 1].max() == 0
+    assert moved[0, first + 1 :].min() > 0, "in the next link too"
+    assert moved[1].max() == 0
+
+
+def test_an_answer_names_a_class_of_its_own_link() -> None:
+    learner, apart = build("lstm"), streams(6, 4)
+    batch = chained(apart, 3)
+    assert apart.codes is not None
+    right = torch.nn.functional.one_hot(apart.strings, VALUES).flatten(2).float()
+    whole = right.reshape(2, 36, -1)
+    assert torch.equal(named_labels(learner, batch, whole), batch.labels)
+    of_the_link_before = whole.roll(12, dims=1)  # no string comes twice here
+    assert len(set(map(tuple, apart.codes.flatten(0, 1).tolist()))) == 24
+    assert (named_labels(learner, batch, of_the_link_before) == -1).all()
+    guesser = CountGuesser(SHAPE, 4)
+    logits = torch.rand(2, 36, 4, generator=torch.Generator().manual_seed(0))
+    names = named_labels(guesser, batch, logits)
+    assert torch.equal(names.flatten(), named_labels(guesser, apart, logits.reshape(6, 12, 4)).flatten())
 
 
 def test_who_answers_with_labels_names_only_strings_shown() -> None:

@@ -83,6 +83,7 @@ def folder(tmp_path: Path) -> Path:
     records += [make_record(learner, "kshot", shot=shot) for learner in learners for shot in (1, 5)]
     records += [make_record("prototypical", "kshot", train_dataset="glyphs", accuracy=0.9)]
     records += [make_record("mann", "stream", counts="random", rotated_test_classes=True)]
+    records += [make_record("mann", "stream", labels="string", chain=10)]
     for record in records:
         append_record(tmp_path, record)
     curves = tmp_path / "curves"
@@ -101,6 +102,7 @@ def test_a_suite_gives_one_plot_per_question(folder: Path) -> None:
         "curves.png",
         "kshot-omniglot-vinyals-test.png",
         "stream-5way-50-exact-omniglot-vinyals-test.png",
+        "stream-5way-50-exact-string-chain10-omniglot-vinyals-test.png",
         "stream-5way-50-random-omniglot-vinyals-test-rotated.png",
     ]
     for path in paths:
@@ -131,6 +133,8 @@ def test_published_points_and_chance_are_drawn() -> None:
     assert any(np.array_equal(line, [20, 20]) for line in heights)
     words = [text.get_text() for text in figure.axes[0].texts]
     assert {"mann", "chance", "people (paper)"} <= set(words)
+    chain = plot.stream_figure(merge_seeds([make_record("lstm", "stream", chain=10)]))
+    assert "people (paper)" not in [text.get_text() for text in chain.axes[0].texts]
     strings = plot.stream_figure(merge_seeds([make_record("mann", "stream", labels="string")]))
     heights = [np.asarray(line.get_ydata(), dtype=float) for line in strings.axes[0].lines]
     assert any(np.array_equal(line, [0.032, 0.032]) for line in heights)

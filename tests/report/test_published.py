@@ -137,6 +137,16 @@ def test_string_labels_have_figures_of_their_own() -> None:
     assert found.accuracy == 95.3
 
 
+def test_chains_stand_beside_memories_that_are_never_wiped() -> None:
+    found = find_published(record("mann", "stream", chain=10), 2)
+    assert found is not None
+    assert (found.accuracy, found.learner) == (66.2, "MANN-persistent")
+    assert any("not wiped" in words for words in differences(record("mann", "stream", chain=10), found))
+    for learner in ("lstm", "feedforward"):
+        assert find_published(record(learner, "stream"), 2) is not None
+        assert find_published(record(learner, "stream", chain=10), 2) is None
+
+
 def test_the_family_of_the_backbone_is_what_counts() -> None:
     found = find_published(
         record("maml", dataset="mini_imagenet", train_dataset="mini_imagenet", split="ravi")

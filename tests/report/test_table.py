@@ -10,7 +10,7 @@ from fewshot.errors import RecordError
 from fewshot.harness.record import Record, record_key
 from fewshot.report.formats import TERMINAL_COLUMNS
 from fewshot.report.results import learner_rank
-from fewshot.report.table import FORMATS, first_presentation_ceiling, long_table, render, tables
+from fewshot.report.table import COLUMNS, FORMATS, first_presentation_ceiling, long_table, render, tables
 
 COMMON: dict[str, Any] = {
     "suite": "hand_made",
@@ -199,6 +199,32 @@ def test_strings_make_a_table_of_their_own_with_its_own_chance() -> None:
     assert "string cannot be known; a lucky guess is right in 0.03 %." in string.notes[1]
     assert one_hot.notes[0].endswith("; chance 20.0.")
     assert "gives at most 45.7." in one_hot.notes[1]
+
+
+def test_chains_make_a_table_of_their_own_and_say_how_links_differ() -> None:
+    links: list[dict[int, float]] = [{1: 0.97, 2: 0.95, 3: 0.93}, {1: 0.99, 2: 0.93, 3: 0.91}]
+    records = [
+        stream("mann", {1: 0.4, 2: 0.9}, chain=3, train_seed=seed, accuracy_by_link=by_link)
+        for seed, by_link in enumerate(links)
+    ]
+    single, chain = tables([*records, stream("mann", {1: 0.4, 2: 0.9})])
+    assert single.title.startswith("Stream · 5-way, 50 images, exact counts · ")
+    assert chain.title.startswith("Stream · 5-way, 50 images, exact counts, chain of 3 episodes · ")
+    told = (
+        "At presentations 2 and later, in the first episode of a chain and in the others: mann 98.0 and 93.0."
+    )
+    assert told in chain.notes
+    assert not any(note.startswith("At presentations 2") for note in single.notes)
+    assert "people" in [row.label for row in single.rows]
+    assert "people" not in [row.label for row in chain.rows]
+
+
+def test_the_long_table_has_a_last_column_for_chains_where_there_are_some() -> None:
+    single, chain = stream("mann", {2: 0.9}), stream("mann", {2: 0.8}, chain=10)
+    assert "chain" not in long_table([single])
+    frame = long_table([single, chain, kshot("mann", 0.9)])
+    assert list(frame) == [*COLUMNS, "chain"]
+    assert frame[["protocol", "chain"]].values.tolist() == [["kshot", 1], ["stream", 1], ["stream", 10]]
 
 
 def test_rows_stand_in_the_order_of_reading() -> None:
