@@ -8,7 +8,8 @@ The intervals answer different questions and are never mixed (design decision 8)
 All are 95 % intervals, given as half widths in the unit of the accuracy (a fraction), and None where fewer
 than two of what they vary over exist. An accuracy is correct answers over answers given, so that every
 answer weighs the same; where all episodes ask equally many questions, as in K-shot episodes of fixed way,
-it is the mean of the per-episode accuracies.
+it is the mean of the per-episode accuracies. Intervals over training seeds, and those of the difference
+between two learners, are in `fewshot.harness.comparison`.
 """
 
 from collections.abc import Mapping
@@ -65,7 +66,7 @@ def summarise(
     the classes that do.
     """
     accuracy, ci95 = over_episodes(episode, correct, count)
-    resampling = _Resampling(episode, class_id)
+    resampling = Resampling(episode, class_id)
     asked = [int(k) for k in np.unique(presentation) if k > 0]
     rows = {k: presentation == k for k in asked}
     estimates = {k: over_episodes(episode[rows[k]], correct[rows[k]], count[rows[k]]) for k in asked}
@@ -126,11 +127,11 @@ def over_classes(
     shows this for large data), so where classes hardly differ the interval is up to 1.7 times too wide.
     The same input and seed give the same figure.
     """
-    return _Resampling(episode, class_id, replicates, seed).half_width(correct, count)
+    return Resampling(episode, class_id, replicates, seed).half_width(correct, count)
 
 
-class _Resampling:
-    """How often each replicate drew each class and each episode."""
+class Resampling:
+    """How often each replicate drew each class and each episode: the bootstrap of `over_classes`."""
 
     def __init__(
         self,
@@ -145,13 +146,19 @@ class _Resampling:
         self.episode_weight, self.class_weight = _resamples(*self.shape, replicates, seed)
 
     def half_width(self, correct: Column, count: Column) -> float | None:
+        """Of the 95 % interval of sum(correct) / sum(count); None below two classes or episodes asked."""
+        deviation = self.deviation(correct, count)
+        return None if deviation is None else float(norm.ppf((1 + LEVEL) / 2) * deviation)
+
+    def deviation(self, correct: Column, count: Column) -> float | None:
+        """Standard deviation of sum(correct) / sum(count) over the replicates; None as for `half_width`."""
         asked = count > 0
         if min(len(np.unique(self.column[asked])), len(np.unique(self.row[asked]))) < 2:
             return None
         total = self._weighted_sum(count)
         drawn = total > 0  # a replicate may miss the few classes that reach a late presentation
         replicate_accuracy = self._weighted_sum(correct)[drawn] / total[drawn]
-        return float(norm.ppf((1 + LEVEL) / 2) * replicate_accuracy.std(ddof=1))
+        return float(replicate_accuracy.std(ddof=1))
 
     def _weighted_sum(self, values: Column) -> NDArray[np.float64]:
         """(replicate,): sums of value x class weight x episode weight; exact, since all are integers."""
