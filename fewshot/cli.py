@@ -57,6 +57,9 @@ LearnerOption = Annotated[
 DeviceOption = Annotated[
     Literal["cpu", "cuda"] | None, typer.Option(help="The GPU where there is one, by default.")
 ]
+FormatOption = Annotated[
+    str, typer.Option("--format", help="text, md, latex, html, or csv (the long table).")
+]
 JobsOption = Annotated[int | None, typer.Option(min=1, help="Processes side by side; one per core.")]
 
 
@@ -324,16 +327,34 @@ def _write_tables(folder: Path) -> None:
 
 @app.command()
 def table(
-    results: Annotated[Path, typer.Argument(help="A results folder.")],
-    format: Annotated[
-        str, typer.Option("--format", help="text, md, latex, html, or csv (the long table).")
-    ] = "text",
+    results: Annotated[Path, typer.Argument(help="A results folder.")], format: FormatOption = "text"
 ) -> None:
     """Print the tables of a results folder, published figures beside ours."""
     from fewshot.harness.record import read_records
     from fewshot.report.table import render
 
     print(render(read_records(results), format), end="")
+
+
+@app.command()
+def compare(
+    results: Annotated[Path, typer.Argument(help="A results folder.")],
+    learner_a: Annotated[str, typer.Argument(help="A learner of it.")],
+    learner_b: Annotated[str, typer.Argument(help="Another one, of it or of --against.")],
+    against: Annotated[Path | None, typer.Option(help="The results folder of LEARNER_B.")] = None,
+    presentation: Annotated[
+        list[int] | None, typer.Option(min=1, help="Of streams; repeatable. 1, 2, 3, 5, 10 by default.")
+    ] = None,
+    format: FormatOption = "text",
+    data: DataOption = None,
+) -> None:
+    """Compare two learners on the same test episodes: differences, intervals, p-values."""
+    from fewshot.harness.pairing import PRESENTATIONS, Contender, compare_learners
+    from fewshot.report.comparison_table import render
+
+    a, b = Contender(results, learner_a), Contender(against or results, learner_b)
+    compared = compare_learners(a, b, presentation or PRESENTATIONS, root=data)
+    print(render(compared, format), end="")
 
 
 @app.command()

@@ -98,7 +98,8 @@ def test_help_needs_nothing_heavy() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert ended.stdout.endswith("heavy: []\n")
-    for command in ("list", "data", "train", "evaluate", "inspect", "run", "table", "plot", "verify"):
+    commands = ("list", "data", "train", "evaluate", "inspect", "run", "table", "compare", "plot", "verify")
+    for command in commands:
         assert f" {command} " in ended.stdout
 
 
@@ -231,6 +232,23 @@ def test_run_table_plot_and_verify(fewshot: Command, tiny_suite: Path, image_fol
     assert verified.code == 0
     assert verified.out.count("agrees   ") == 6
     assert verified.out.endswith("6 of 6 records of results/tiny agree with their stored weights\n")
+
+
+def test_compare_says_whether_two_learners_differ(
+    fewshot: Command, tiny_results: Path, image_folder: Path
+) -> None:
+    compare = ["compare", tiny_results, "prototypical", "lstm", "--data", image_folder.parent]
+    printed = fewshot(*compare, "--presentation", 2)
+    assert printed.code == 0
+    assert printed.out.count("prototypical and lstm · ") == 3
+    rows = [line.split()[0] for line in printed.out.splitlines() if line[:3] in ("3-w", "all", "2nd")]
+    assert rows == ["3-way", "3-way", "all", "2nd"]
+    assert "corrected for 4 comparisons (Holm)" in printed.out
+    assert "About these checkpoints only" in printed.out
+    header, *rows = fewshot(*compare, "--format", "csv").out.splitlines()
+    assert "difference,ci95,ci95_classes,ci95_methods,p,p_holm" in header
+    assert len(rows) == 2 + 4  # all, and the 1st to 3rd presentation of a stream of 9
+    assert fewshot(*compare, "--against", tiny_results, "--format", "md").code == 0
 
 
 @pytest.mark.parametrize("full", [[], ["--full"]])
@@ -599,12 +617,25 @@ def test_what_has_no_memory_is_not_inspected(
     assert not list(Path().glob("*.png"))
 
 
-@pytest.mark.parametrize("command", ["table", "plot", "verify"])
+@pytest.mark.parametrize("command", ["table", "compare", "plot", "verify"])
 def test_without_records_there_is_nothing_to_show(fewshot: Command, command: str) -> None:
-    assert refused(fewshot(command, "absent")).startswith("no results in absent: ")
+    learners = ["mann", "lstm"] if command == "compare" else []
+    assert refused(fewshot(command, "absent", *learners)).startswith("no results in absent: ")
     Path("broken").mkdir()
     Path("broken", RECORDS_FILE).write_text("{\n")
-    assert refused(fewshot(command, "broken")).startswith(f"broken/{RECORDS_FILE}:1: not a JSON object")
+    refusal = refused(fewshot(command, "broken", *learners))
+    assert refusal.startswith(f"broken/{RECORDS_FILE}:1: not a JSON object")
+
+
+def test_what_cannot_be_compared_is_refused(fewshot: Command, results: Path, image_folder: Path) -> None:
+    compare = ["compare", results, "lstm", "--data", image_folder.parent]
+    assert f"unknown learner of {results} 'mann': there is lstm, " in refused(fewshot(*compare, "mann"))
+    *lines, last = (results / RECORDS_FILE).read_text().splitlines()
+    lines.append(json.dumps(json.loads(last) | {"episodes_digest": "0" * 64}))
+    (results / RECORDS_FILE).write_text("\n".join(lines) + "\n")
+    assert "the digests of their episodes differ" in refused(fewshot(*compare, "nearest_neighbour"))
+    text = refused(fewshot(*compare, "prototypical", "--format", "cvs"))
+    assert text.startswith("unknown format 'cvs': did you mean 'csv'?")
 
 
 def test_an_unknown_format_is_answered_with_all_there_are(fewshot: Command, tiny_results: Path) -> None:

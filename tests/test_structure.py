@@ -23,11 +23,8 @@ PACKAGE = ROOT / "fewshot"
 ORDER = ("errors", "data", "kernels", "episodes", "memory", "learners", "harness", "cli")
 """Each may import itself and those before it."""
 FACADES = {"fewshot", "fewshot.__main__"}
-REPORT_READS = {
-    "fewshot.errors",
-    "fewshot.harness.record",
-    "fewshot.harness.statistics",
-    "fewshot.harness.watched",
+REPORT_READS = {"fewshot.errors"} | {
+    f"fewshot.harness.{name}" for name in ("comparison", "record", "statistics", "watched")
 }
 
 PUBLIC = [

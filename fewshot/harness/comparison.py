@@ -15,7 +15,7 @@ that might have been otherwise (design decision 8):
 The upper level of the hierarchical bootstrap needs no drawing. n of n seeds drawn with replacement give a
 variance that is too small, by a third where n is 3; n - 1 of n give the right one (Rao and Wu, Journal of the
 American Statistical Association 1988), which is s^2 / n, where s^2 is the variance between seeds. It is added
-to the variance of the level beneath. Replicates that draw seeds, classes and episodes at once would count what
+to that of the level beneath. Replicates that draw seeds, classes and episodes at once would count what
 belongs to none of the three seven times (Owen and Eckles, Annals of Applied Statistics 2012); added, it is
 counted four times, which still errs on the wide side. Three seeds say little about their own variance, hence
 Student's t with Welch's degrees of freedom (Biometrika 1947), where the level beneath counts as known.
@@ -94,6 +94,11 @@ class Compared:
     episodes: int
     comparison: Comparison
     p_holm: float
+
+    @property
+    def record(self) -> Record:
+        """One of the records, for the setting that all have in common."""
+        return self.a[0]
 
 
 def compare(

@@ -319,15 +319,16 @@ def read_answers(path: Path) -> pa.Table:
         raise RecordError(f"cannot read the answers in {path}: {reason}; restore the file") from error
 
 
-def answer_columns(table: pa.Table, parents: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+def answer_columns(table: pa.Table, parents: NDArray[np.int64] | None) -> dict[str, NDArray[Any]]:
     """The columns of answers that `statistics.summarise` takes, by name.
 
     parents: (class,), the class of the image set that each class of the pool is, turned or not: a class and
-    its turned copies are no independent evidence, so intervals over classes resample parents.
+    its turned copies are no independent evidence, so intervals over classes resample parents. None where all
+    classes are upright, each its own parent.
     """
     names = ("episode", "class_id", "presentation", "correct", "count")
     columns = {name: np.asarray(table[name].to_numpy()) for name in names}
-    return columns | {"class_id": parents[columns["class_id"]]}
+    return columns if parents is None else columns | {"class_id": parents[columns["class_id"]]}
 
 
 def accuracy_by_link(table: pa.Table, way: int) -> dict[int, float]:

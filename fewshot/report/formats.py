@@ -9,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table as TerminalTable
 
+from fewshot.errors import RecordError, unknown
 from fewshot.report.results import TRANSDUCTIVE_MARK
 
 TERMINAL_COLUMNS = 100
@@ -25,10 +26,14 @@ class Row:
 
 @dataclass
 class ResultTable:
-    """What one test set says: learners as rows, settings or presentations as columns."""
+    """What one test set says: learners as rows, settings or presentations as columns.
+
+    stub: the heading of the rows' labels.
+    """
 
     title: str
     columns: tuple[str, ...]
+    stub: str = "learner"
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -39,7 +44,7 @@ def text(tables: list[ResultTable]) -> str:
     console = Console(file=stream, width=TERMINAL_COLUMNS, no_color=True, highlight=False, markup=False)
     for table in tables:
         drawn = TerminalTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-        drawn.add_column("learner")
+        drawn.add_column(table.stub)
         for column in table.columns:
             drawn.add_column(column, justify="right", no_wrap=True)
         for row in table.rows:
@@ -66,7 +71,7 @@ def markdown(tables: list[ResultTable]) -> str:
             else (row.label, *row.cells)
             for row in table.rows
         ]
-        grid = [line(("learner", *table.columns)), line(("---", *("---:" for _ in table.columns)))]
+        grid = [line((table.stub, *table.columns)), line(("---", *("---:" for _ in table.columns)))]
         grid += [line(row) for row in rows]
         notes = [f"- {note}" for note in table.notes]
         parts.append("\n".join([f"**{table.title}**", "", *grid, "", *notes]))
@@ -97,7 +102,7 @@ _LATEX_TEMPLATE = r"""((* for table in tables *))
   \caption{((( table.title | latex )))}
   \begin{tabular}{l((( "r" * table.columns | length )))}
     \toprule
-    ((( (("learner",) + table.columns) | cells ))) \\
+    ((( ((table.stub,) + table.columns) | cells ))) \\
     \midrule
 ((* for row in table.rows *))
     ((* if row.published *))\quad ((* endif *))((( ((row.label,) + row.cells) | cells ))) \\
@@ -136,7 +141,7 @@ _HTML_TEMPLATE = """<!doctype html>
 <h2>{{ table.title }}</h2>
 <table>
 <thead><tr>
-<th scope="col">learner</th>{% for column in table.columns %}<th scope="col">{{ column }}</th>{% endfor %}
+{% for heading in (table.stub,) + table.columns %}<th scope="col">{{ heading }}</th>{% endfor %}
 </tr></thead>
 <tbody>
 {% for row in table.rows %}
@@ -179,3 +184,14 @@ def html(tables: list[ResultTable]) -> str:
     """A page that stands alone."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(_HTML_TEMPLATE).render(tables=tables) + "\n"
+
+
+WRITERS = {"text": text, "md": markdown, "latex": latex, "html": html}
+FORMATS = ("csv", *WRITERS)
+
+
+def write(tables: list[ResultTable], format: str) -> str:
+    """The tables in a format of WRITERS; RecordError for any other."""
+    if format not in WRITERS:
+        raise RecordError(unknown("format", format, FORMATS))
+    return WRITERS[format](tables)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 from fewshot.errors import RecordError
 from fewshot.harness.record import Record, record_key
@@ -41,6 +41,10 @@ REFERENCES = ("nearest_feature", "nearest_neighbour", "count_guesser")
 """Learners that learn little or nothing, at the foot of every table."""
 
 TRANSDUCTIVE_MARK = "†"
+TRANSDUCTIVE_NOTE = (
+    f"{TRANSDUCTIVE_MARK} transductive: an answer may depend on the other queries of its episode; "
+    "not comparable with rows without the mark."
+)
 
 STRINGS = 5**5
 """Strings of five letters, each one of five values."""
@@ -98,6 +102,16 @@ class Result:
     train_seeds: int
     figures: dict[int | None, Figure]
     links: dict[int, float]
+
+
+class Measured(Protocol):
+    """Whatever was measured in the setting that its record tells."""
+
+    @property
+    def record(self) -> Record: ...
+
+
+AnyMeasured = TypeVar("AnyMeasured", bound=Measured)
 
 
 def merge_seeds(records: Iterable[Record]) -> list[Result]:
@@ -159,9 +173,11 @@ def row_labels(results: Iterable[Result]) -> list[str]:
     ]
 
 
-def grouped(results: list[Result], key: Callable[[Record], tuple[object, ...]]) -> list[list[Result]]:
+def grouped(
+    results: Iterable[AnyMeasured], key: Callable[[Record], tuple[object, ...]]
+) -> list[list[AnyMeasured]]:
     """Results with the same key side by side, in the order of the first of each."""
-    groups: dict[tuple[object, ...], list[Result]] = {}
+    groups: dict[tuple[object, ...], list[AnyMeasured]] = {}
     for result in results:
         groups.setdefault(key(result.record), []).append(result)
     return list(groups.values())
@@ -177,7 +193,7 @@ def stream_setting(record: Record) -> tuple[object, ...]:
     return *test_set(record), record.way, record.length, record.counts, record.labels, record.chain
 
 
-def describe_test_set(results: Sequence[Result]) -> str:
+def describe_test_set(results: Sequence[Measured]) -> str:
     """ "omniglot 28×28, split vinyals (test), upright classes"."""
     record = results[0].record
     turned = "upright and turned classes" if record.rotated_test_classes else "upright classes"

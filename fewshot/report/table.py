@@ -11,13 +11,12 @@ from typing import Any
 
 import pandas as pd
 
-from fewshot.errors import RecordError, unknown
 from fewshot.harness.record import Record
 from fewshot.harness.statistics import ordinal
-from fewshot.report.formats import ResultTable, Row, html, latex, markdown, text
+from fewshot.report.formats import ResultTable, Row, write
 from fewshot.report.published import Published, differences, find_published, human_stream
 from fewshot.report.results import (
-    TRANSDUCTIVE_MARK,
+    TRANSDUCTIVE_NOTE,
     Figure,
     Result,
     chance_accuracy,
@@ -65,9 +64,6 @@ COLUMNS = (
 )
 """The columns of the long table (design section 4)."""
 
-_WRITERS = {"text": text, "md": markdown, "latex": latex, "html": html}
-FORMATS = ("csv", *_WRITERS)
-
 _INTEGERS = ("image_size", "way", "shot", "instance", "episodes", "train_seeds")
 _PERCENTAGES = ("accuracy", "ci95", "ci95_classes", "published", "gap")
 
@@ -96,9 +92,7 @@ def render(records: Iterable[Record], format: str) -> str:
     """
     if format == "csv":
         return long_table(records).to_csv(index=False, lineterminator="\n")
-    if format not in _WRITERS:
-        raise RecordError(unknown("format", format, FORMATS))
-    return _WRITERS[format](tables(records))
+    return write(tables(records), format)
 
 
 def tables(records: Iterable[Record]) -> list[ResultTable]:
@@ -267,10 +261,7 @@ def _notes(rows: dict[str, dict[int, tuple[Result, int | None]]], results: list[
     if several:
         notes.append(f"Means over training seeds (the ± do not cover them): {', '.join(several)}.")
     if any(result.record.transductive for result in results):
-        notes.append(
-            f"{TRANSDUCTIVE_MARK} transductive: an answer may depend on the other queries of its episode; "
-            "not comparable with rows without the mark."
-        )
+        notes.append(TRANSDUCTIVE_NOTE)
     return notes
 
 

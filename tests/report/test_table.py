@@ -8,9 +8,9 @@ import pytest
 
 from fewshot.errors import RecordError
 from fewshot.harness.record import Record, record_key
-from fewshot.report.formats import TERMINAL_COLUMNS
+from fewshot.report.formats import FORMATS, TERMINAL_COLUMNS
 from fewshot.report.results import learner_rank
-from fewshot.report.table import COLUMNS, FORMATS, first_presentation_ceiling, long_table, render, tables
+from fewshot.report.table import COLUMNS, first_presentation_ceiling, long_table, render, tables
 
 COMMON: dict[str, Any] = {
     "suite": "hand_made",
