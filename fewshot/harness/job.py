@@ -27,6 +27,7 @@ from fewshot.harness.processes import prepare_process
 from fewshot.harness.record import Record, provenance, replace_file, write_answers
 from fewshot.harness.train import (
     TRAINING_VERSION,
+    CurveRow,
     Progress,
     TrainLog,
     calibrate,
@@ -205,12 +206,12 @@ def _training_update(job: Job, progress: Progress) -> Update:
 
 
 def _curve(job: Job, log: TrainLog) -> str:
-    """Learning curve: the loss every few steps, accuracy on validation classes where it was measured."""
+    """Learning curve: the loss every few steps, accuracies on validation classes where they were measured."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["learner", "train_seed", "step", "episodes", "seconds", "loss", "val_accuracy"])
-    for step, episodes, seconds, loss, accuracy in log.curve:
-        shown = ["" if value is None else f"{value:.5g}" for value in (loss, accuracy)]
+    writer.writerow(["learner", "train_seed", *CurveRow._fields])
+    for step, episodes, seconds, *values in log.curve:
+        shown = ["" if value is None else f"{value:.5g}" for value in values]
         # To the millisecond: a small learner's first look comes within a tenth of a second, and plots of this
         # column are logarithmic.
         writer.writerow([job.learner.id, job.train_seed, step, episodes, f"{seconds:.3f}", *shown])

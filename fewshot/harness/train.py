@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -52,16 +52,31 @@ class Progress:
     val_accuracy: float | None
 
 
+class CurveRow(NamedTuple):
+    """Where a learning curve stands: loss in nats, accuracies fractions, None where not looked at.
+
+    val_accuracy: over validation classes, what weights are selected by; val_second: of that, at the second
+    presentation of a class, in streams. A column that came later has a default: older runs go on without it.
+    """
+
+    step: int
+    episodes: int
+    seconds: float
+    loss: float | None
+    val_accuracy: float | None
+    val_second: float | None = None
+
+
 @dataclass
 class TrainLog:
     """What a training run did.
 
-    curve: rows (step, episodes, seconds, loss, val_accuracy); None where a row has no such value.
+    curve: a row every few steps and at each look at the validation classes.
     draws: side -> (class,) int64, how often each class of the pool was drawn.
     best_step: the step whose weights were kept; seconds: wall-clock time, validation included.
     """
 
-    curve: list[tuple[int, int, float, float | None, float | None]] = field(default_factory=list)
+    curve: list[CurveRow] = field(default_factory=list)
     draws: dict[str, Tensor] = field(default_factory=dict)
     best_step: int = 0
     best_accuracy: float = -1.0
@@ -124,16 +139,17 @@ def train(
                 continue
             shown = run.look_at(loss)
             log.seconds = time.perf_counter() - began
-            accuracy = None
+            accuracy = second = None
             if validate:
                 evaluation = evaluate(learner, checks, settings.validate_episodes)
-                accuracy = evaluation.accuracy
+                accuracy, second = evaluation.accuracy, evaluation.accuracy_by_instance.get(2)
                 log.draws["val"] += val_draws
                 log.seconds = time.perf_counter() - began
                 if accuracy > log.best_accuracy:
                     log.best_accuracy, log.best_step = accuracy, run.step
                     run.best = _copy(learner.state_dict())
-            log.curve.append((run.step, run.step * settings.batch, log.seconds, shown, accuracy))
+            episodes = run.step * settings.batch
+            log.curve.append(CurveRow(run.step, episodes, log.seconds, shown, accuracy, second))
             run.save_if(due=validate)
             if on_progress:
                 seen = log.best_accuracy if log.best_step else None
@@ -294,7 +310,8 @@ class _Run:
             "learner": self.learner.state_dict(),
             "best": self.best,
             "optimizer": self.optimizer.state_dict(),
-            "log": asdict(self.log),
+            # Plain rows: a file of weights and numbers is read without trusting it.
+            "log": asdict(self.log) | {"curve": [tuple(row) for row in self.log.curve]},
         }
         torch.save(state, temporary)
         temporary.replace(self.path)
@@ -308,8 +325,10 @@ class _Run:
         except (RuntimeError, KeyError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise LearnerError(f"cannot go on from {path} ({reason}): delete it to train afresh") from None
-        state["log"]["draws"] = {side: drawn.cpu() for side, drawn in state["log"]["draws"].items()}
-        self.step, self.best, self.log = state["step"], state["best"], TrainLog(**state["log"])
+        draws = {side: drawn.cpu() for side, drawn in state["log"]["draws"].items()}
+        curve = [CurveRow(*row) for row in state["log"]["curve"]]
+        self.log = TrainLog(**state["log"] | {"draws": draws, "curve": curve})
+        self.step, self.best = state["step"], state["best"]
 
 
 def make_optimizer(learner: Learner, settings: TrainSettings) -> torch.optim.Optimizer:

@@ -124,7 +124,7 @@ def test_curves_and_draws_lie_beside_the_records(tiny_results: Path) -> None:
     assert {path.stem for path in (tiny_results / "curves").iterdir()} == stems
     assert {path.stem for path in (tiny_results / "draws").iterdir()} == stems | {"nearest_neighbour-0"}
     curve = (tiny_results / "curves" / "lstm-1.csv").read_text().splitlines()
-    assert curve[0] == "learner,train_seed,step,episodes,seconds,loss,val_accuracy"
+    assert curve[0] == "learner,train_seed,step,episodes,seconds,loss,val_accuracy,val_second"
     assert [line.split(",")[:4] for line in curve[1:]] == [["lstm", "1", "3", "6"], ["lstm", "1", "6", "12"]]
     sides = {line.split("\t")[0] for line in (tiny_results / "draws" / "lstm-0.tsv").read_text().splitlines()}
     assert sides == {"train", "val"}

@@ -201,6 +201,32 @@ def test_between_two_saves_a_killed_run_goes_back_to_the_last(
     assert outcome(learner, log) == uninterrupted
 
 
+def test_a_run_saved_before_a_column_was_added_goes_on(
+    split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "SAVE_EVERY_SECONDS", 0.0)
+    path = tmp_path / "run.state"
+    with pytest.raises(KilledError):
+        train(fresh("lstm"), split, settings(episodes=STREAM), state_path=path, on_progress=kill_at(4))
+    state = torch.load(path, weights_only=True)
+    ((*older, second),) = state["log"]["curve"]
+    assert second is not None
+    state["log"]["curve"] = [tuple(older)]
+    torch.save(state, path)
+    log = train(fresh("lstm"), split, settings(episodes=STREAM), state_path=path)
+    assert [row.val_second is None for row in log.curve] == [True, False]
+
+
+def test_the_second_presentation_is_looked_at_where_there_is_one(split: Split) -> None:
+    seen: list[Evaluation] = []
+    chosen = settings(validate_on=STREAM)
+    log = train(fresh("prototypical"), split, chosen, stop_when=lambda look: bool(seen.append(look)))  # type: ignore[func-returns-value]
+    assert [row.val_second for row in log.curve] == [look.accuracy_by_instance[2] for look in seen]
+    assert [row.val_accuracy for row in log.curve] == [look.accuracy for look in seen]
+    log = train(fresh("prototypical"), split, settings())
+    assert {row.val_second for row in log.curve} == {None}
+
+
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 no archive", None])
 def test_a_damaged_state_is_refused_in_one_line(split: Split, tmp_path: Path, damage: bytes | None) -> None:
     path = tmp_path / "run.state"
@@ -232,14 +258,14 @@ def test_the_weights_of_the_best_look_at_validation_are_kept(
         assert episodes == 6
         pools.append(source.pool.side)
         looks.append({name: value.clone() for name, value in learner.state_dict().items()})
-        return SimpleNamespace(accuracy=accuracies[len(looks) - 1])
+        return SimpleNamespace(accuracy=accuracies[len(looks) - 1], accuracy_by_instance={})
 
     monkeypatch.setattr(training, "evaluate", scripted)
     learner = fresh("prototypical")
     log = train(learner, split, settings(validate_every=2))
     assert pools == ["val"] * 4
     assert (log.best_step, log.best_accuracy) == (2 * (best + 1), accuracies[best])
-    assert [row[4] for row in log.curve] == accuracies
+    assert [row.val_accuracy for row in log.curve] == accuracies
     assert not learner.training
     kept = {name: value.clone() for name, value in learner.state_dict().items() if name != "new_score"}
     assert all(torch.equal(value, looks[best][name]) for name, value in kept.items())
@@ -274,7 +300,7 @@ def test_training_stops_when_that_is_enough(split: Split) -> None:
         return len(asked) == 2
 
     log = train(fresh("noisy"), split, settings(steps=50, validate_every=3), stop_when=enough)
-    assert [step for step, *_, accuracy in log.curve if accuracy is not None] == [3, 6]
+    assert [row.step for row in log.curve if row.val_accuracy is not None] == [3, 6]
     assert log.best_accuracy == max(asked)
 
 
