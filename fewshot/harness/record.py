@@ -161,7 +161,8 @@ class Record(BaseModel):
     """SHA-256 of that file."""
 
     checkpoint: str | None
-    """Weights that were measured, relative to the results folder; None where there are none."""
+    """Weights that were measured, relative to the results folder (another's where they were given as
+    `weights`); None where there are none."""
     checkpoint_sha256: str | None
     """SHA-256 of that file."""
     commit: str | None

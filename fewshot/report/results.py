@@ -1,6 +1,7 @@
 """Results: records of the same configuration merged over training seeds, in the order people read them."""
 
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -141,11 +142,12 @@ def format_figure(figure: Figure) -> str:
 
 
 def learner_rank(learner: str) -> tuple[int, str]:
-    """Where a learner stands among others: by method, variants after the plain one."""
+    """Where a learner stands among others: by method, variants after the plain one, numbers by their size."""
     base = learner.partition(":")[0]
+    name = re.sub(r"\d+", lambda number: number[0].zfill(9), learner)
     if base in REFERENCES:
-        return len(LEARNERS) + 1 + REFERENCES.index(base), learner
-    return LEARNERS.index(base) if base in LEARNERS else len(LEARNERS), learner
+        return len(LEARNERS) + 1 + REFERENCES.index(base), name
+    return LEARNERS.index(base) if base in LEARNERS else len(LEARNERS), name
 
 
 def row_labels(results: Iterable[Result]) -> list[str]:
@@ -200,6 +202,14 @@ def describe_test_set(results: Sequence[Measured]) -> str:
     group = ", within one alphabet" if record.within_group else ""
     sizes = " and ".join(f"{size}×{size}" for size in sorted({r.record.image_size for r in results}))
     return f"{record.dataset} {sizes}, split {record.split} ({record.side}), {turned}{group}"
+
+
+def file_name(results: Sequence[Measured]) -> str:
+    """ "omniglot-vinyals-test-rotated": what the episodes are drawn from, in the name of a file."""
+    record = results[0].record
+    turned = "-rotated" if record.rotated_test_classes else ""
+    group = "-within_group" if record.within_group else ""
+    return f"{record.dataset}-{record.split}-{record.side}{turned}{group}"
 
 
 def describe_stream(record: Record) -> str:

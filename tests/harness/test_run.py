@@ -545,3 +545,25 @@ def test_weights_of_another_checkpoint_answer_under_their_own_name(
     assert [Path(str(record.checkpoint)).name for record in both] == [
         f"prototypical-{seed}.safetensors" for seed in (0, 7) for _ in range(len(both) // 2)
     ]
+
+
+def test_a_memory_answers_with_other_numbers_of_slots(
+    tiny_suite: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    options = {"widths": [4], "embedding_size": 4, "hidden_size": 6, "word_size": 4, "num_slots": 16}
+    stream = {"protocol": "stream", "way": 3, "length": 9}
+    trained = changed(tiny_suite, learner=[{"id": "mann", "options": options, "train": {"episodes": stream}}])
+    run_suite(trained, tmp_path / "trained", jobs=1)
+    weights = str(tmp_path / "trained" / "checkpoints" / "mann-0.safetensors")
+    rows = [
+        {"id": f"mann:{slots}", "weights": weights, "options": {"num_slots": slots}} for slots in (4, 16, 64)
+    ]
+    lengths = [stream | {"length": length, "episodes": 30} for length in (6, 9, 24)]
+    made = run_suite(changed(tiny_suite, learner=rows, test=lengths), tmp_path / "sizes", jobs=1)
+    told = {(r.config["options"]["num_slots"], r.length): r.accuracy for r in made}
+    assert len(told) == 9
+    (as_trained,) = (r for r in read_records(tmp_path / "trained") if r.length == 9)
+    assert told[16, 9] == as_trained.accuracy
+    assert [r.config["options"]["word_size"] for r in made] == [4] * 9
+    verdicts = verify_records(tmp_path / "sizes", root=image_folder.parent, jobs=1)
+    assert [verdict.problem for verdict in verdicts] == [None] * 9

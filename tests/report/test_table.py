@@ -231,6 +231,9 @@ def test_rows_stand_in_the_order_of_reading() -> None:
     learners = ["count_guesser", "my_own", "nearest_neighbour", "prototypical", "lstm", "mann:no_tie", "mann"]
     expected = ["mann", "mann:no_tie", "lstm", "prototypical", "my_own", "nearest_neighbour", "count_guesser"]
     assert sorted(learners, key=learner_rank) == expected
+    assert sorted(["mann:128_slots", "mann:64_slots", "mann"], key=learner_rank) == [
+        "mann", "mann:64_slots", "mann:128_slots",
+    ]  # fmt: skip
     (table,) = tables([stream(learner, {2: 0.5}) for learner in learners])
     assert [row.label for row in table.rows if not row.published] == [*expected, "people"]
 

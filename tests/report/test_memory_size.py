@@ -1,0 +1,65 @@
+"""Accuracy against slots and stream length is drawn where records differ in them, and only there."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fewshot.report.memory_size import memory_figures
+from fewshot.report.results import Result, merge_seeds
+from tests.report.test_plot import make_record
+
+
+def result(slots: int | None, length: int, learner: str = "mann", **fields: Any) -> Result:
+    """Accuracy at presentation k of n is 0.5 + slots / 1000 + k / 100."""
+    presentations = range(1, length // 5 + 1)
+    accuracy = {k: 0.5 + (slots or 0) / 1000 + k / 100 for k in presentations}
+    options = {} if slots is None else {"num_slots": slots}
+    given = {
+        "config": {"options": options},
+        "length": length,
+        "accuracy_by_instance": accuracy,
+        "ci95_by_instance": dict.fromkeys(presentations, 0.004),
+    }
+    (made,) = merge_seeds([make_record(f"{learner}:{slots}", "stream", **given | fields)])
+    return made
+
+
+GRID = [result(slots, length) for length in (10, 50) for slots in (16, 128, 64)]
+OF_IT = "memory-mann-5way-exact-omniglot-vinyals-test"
+
+
+def test_lines_join_what_differs_along_the_axis() -> None:
+    figure = memory_figures(GRID)[OF_IT]
+    second_slots, second_length, last_slots, _ = figure.axes
+    drawn = [
+        [[(float(x), float(y)) for x, y in zip(*line.get_data(), strict=True)] for line in axes.lines]
+        for axes in (second_slots, second_length, last_slots)
+    ]
+
+    def has(lines: list[list[tuple[float, float]]], points: list[tuple[float, float]]) -> bool:
+        return any(len(line) == len(points) and np.allclose(line, points) for line in lines)
+
+    assert has(drawn[0], [(16, 53.6), (64, 58.4), (128, 64.8)])
+    assert has(drawn[1], [(10, 53.6), (50, 53.6)])
+    assert has(drawn[2], [(16, 53.6), (64, 58.4), (128, 64.8)])  # of two presentations the 2nd is the last
+    assert has(drawn[2], [(16, 61.6), (64, 66.4), (128, 72.8)])  # and of ten the 10th
+    legends = [axes.get_legend() for axes in (second_slots, second_length)]
+    assert [[text.get_text() for text in legend.get_texts()] for legend in legends] == [
+        ["10", "50"],
+        ["16", "64", "128"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        [],
+        [result(128, 10), result(128, 50)],
+        [result(None, 10), result(None, 50)],
+        [result(16, 10), result(64, 10, learner="mann_paper")],
+        [result(16, 10), result(64, 10, counts="random")],
+    ],
+)
+def test_where_the_size_does_not_vary_there_is_no_figure(results: list[Result]) -> None:
+    assert memory_figures(results) == {}
