@@ -10,7 +10,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self
+from typing import Self, get_args
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from benchmarks.speed import __main__ as bench
-from benchmarks.speed import peers, time_to_accuracy
+from benchmarks.speed import cost, peers, plots, time_to_accuracy
 from benchmarks.speed.cost import Cost
 from benchmarks.speed.evaluation import class_by_class
 from benchmarks.speed.lrua_step import plain_weights
@@ -92,6 +92,13 @@ def test_a_plot_is_drawn_for_each_axis_that_was_measured(tmp_path: Path) -> None
     assert path.name == "cost_by_length.png"
     with Image.open(path) as picture:
         assert picture.size[0] > 600
+
+
+def test_every_axis_of_the_cost_is_measured_and_explained(setting: Setting) -> None:
+    measured = [(axis, method) for axis, method, *_ in cost._curves(setting)]
+    assert {axis for axis, _ in measured} == {*get_args(cost.Axis)} == cost.HELD.keys() == plots.LABELS.keys()
+    assert {method for _, method in measured} == plots.METHODS.keys()
+    assert {("length", "mann_paper"), ("slots", "mann")} < {*measured}
 
 
 def test_a_run_writes_the_figures_and_the_machine(

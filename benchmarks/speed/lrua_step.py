@@ -18,6 +18,7 @@ from benchmarks.speed.steps import compare_step, operations, training_step
 from fewshot.episodes.batch import StreamBatch
 from fewshot.episodes.protocol import Stream
 from fewshot.episodes.sampler import EpisodeSampler
+from fewshot.learners.base import Learner
 from fewshot.learners.mann_paper import MannPaper
 from fewshot.memory.cell import MemoryCell
 
@@ -31,17 +32,17 @@ def measure(setting: Setting) -> list[Row]:
     return [_measure(setting, place, peer) for place in setting.places for peer in PEERS]
 
 
-def lrua_step(setting: Setting) -> Callable[[int, int], Callable[[], Tensor]]:
-    """The training step for a length and a batch."""
+def lrua_step(
+    setting: Setting,
+    make: Callable[[tuple[int, int, int], int], Learner] = MannPaper,
+    length: int = LENGTH,
+    batch: int = BATCH,
+) -> Callable[[], Tensor]:
+    """The training step of a memory network, which `make` makes for an image shape and a way."""
     images = images_at_hand(SIDE)
-    pool = images.split(setting.split).train
-
-    def step(length: int, batch: int) -> Callable[[], Tensor]:
-        torch.manual_seed(0)
-        sampler = EpisodeSampler(pool, Stream(WAY, length), episode_seed=0)
-        return training_step(MannPaper(images.image_shape, WAY), sampler.batch(0, batch))
-
-    return step
+    torch.manual_seed(0)
+    sampler = EpisodeSampler(images.split(setting.split).train, Stream(WAY, length), episode_seed=0)
+    return training_step(make(images.image_shape, WAY), sampler.batch(0, batch))
 
 
 def _measure(setting: Setting, place: Place, peer: str) -> Row:

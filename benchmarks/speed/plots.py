@@ -13,12 +13,14 @@ LABELS = {
     "way": "way (classes per episode)",
     "shot": "shot (support images per class)",
     "length": "length (images per stream)",
+    "slots": "slots of the memory",
     "batch": "batch (episodes per step)",
     "cores": "threads",
 }
 METHODS = {
     "prototypical": "prototypical, Conv4-64",
     "maml": "MAML, second order, Conv4-64",
+    "mann": "LRUA (mann, raw pixels)",
     "mann_paper": "LRUA (mann_paper)",
 }
 
@@ -36,7 +38,7 @@ def _figure(axis: Axis, costs: list[Cost], machine: str) -> Figure:
     figure = new_figure(6.4, 4.6)
     cores = "" if axis == "cores" else ", 1 thread"
     add_title(figure, f"A training step against {LABELS[axis]}", HELD[axis], f"{machine}{cores}")
-    plot = figure.add_axes((0.12, 0.12, 0.85, 0.6))
+    plot = figure.add_axes((0.14, 0.12, 0.83, 0.6))
     values = sorted({cost.value for cost in costs})
     for method in dict.fromkeys(cost.method for cost in costs):
         points = sorted((cost.value, cost.milliseconds) for cost in costs if cost.method == method)
