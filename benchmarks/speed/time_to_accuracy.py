@@ -1,4 +1,6 @@
-"""`time_to_95_mann`, `time_to_975_prototypical`: seconds of training to an accuracy, on real Omniglot.
+"""`time_to_828_mann`, `time_to_95_mann`, `time_to_975_prototypical`: seconds of training to an accuracy.
+
+On real Omniglot. 82.8 % at the second presentation is what Santoro et al. 2016 print after 100,000 episodes.
 
 The clock runs until validation classes read what `stop_at` says, looks at them included; the test classes are
 asked once, at the end, and what they say stands in the note. Training and validation classes are turned too;
@@ -46,6 +48,26 @@ class Goal:
 
 
 GOALS = (
+    Goal(
+        measure="time_to_828_mann",
+        learner="mann",
+        options={"widths": (64, 64, 64), "embedding_size": 128, "metric_weight": 1.0},
+        split="santoro",
+        image_size=20,
+        presentation=2,
+        stop_at=0.84,
+        train=TrainSettings.model_validate(
+            {
+                "episodes": {"protocol": "stream", "way": WAY, "length": 50, "counts": "exact"},
+                "batch": 16,
+                "steps": 1000,
+                "learning_rate": 2e-3,
+                "augment": {"angle_degrees": 11.25, "shift": 0.07},
+                "validate_every": 25,
+                "validate_episodes": 200,
+            }
+        ),
+    ),
     Goal(
         measure="time_to_95_mann",
         learner="mann",
