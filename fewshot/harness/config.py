@@ -131,7 +131,7 @@ class CurriculumSettings(Settings):
 class TrainSettings(Settings):
     """How a learner is trained, and how the weights to keep are chosen (on validation classes only)."""
 
-    added: ClassVar[frozenset[str]] = frozenset({"curriculum"})
+    added: ClassVar[frozenset[str]] = frozenset({"curriculum", "watch_training"})
 
     episodes: ProtocolSettings = KShotSettings(protocol="kshot", way=5, shot=1, query=5)
     """The protocol of the training episodes."""
@@ -153,6 +153,8 @@ class TrainSettings(Settings):
     validate_episodes: PositiveInt = 200
     validate_on: ProtocolSettings | None = None
     """The protocol of validation episodes; None for the protocol of training."""
+    watch_training: bool = False
+    """Whether each look is at as many episodes of training classes too, to see what is learned by heart."""
     curriculum: CurriculumSettings | None = None
     """How the training episodes grow up to `episodes`; None: they are such from the first step on."""
 

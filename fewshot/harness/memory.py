@@ -9,7 +9,7 @@ live on (`OVERHEAD_KEPT`).
 import copy
 import math
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -40,13 +40,14 @@ EVALUATION_BYTES = 50 * 2**20
 
 
 def predict_training_memory(
-    learner: Learner, settings: TrainSettings, training: EpisodeSource, validation: EpisodeSource
+    learner: Learner, settings: TrainSettings, training: EpisodeSource, *looks: EpisodeSource
 ) -> int | None:
     """Bytes at the peak of a training run: resident in this process, or on a GPU allocated there.
 
-    training, validation: where the run draws its episodes. Learner and random state stay as they are. It
-    takes about as long as a training step of two episodes; where even those do not fit they are broken off,
-    and the answer is more than there is. None for a learner that cannot be copied.
+    training: where the run draws its episodes, those of its largest stage; looks: where those come from that
+    it is looked at with now and then. Learner and random state stay as they are. It takes about as long as a
+    training step of two episodes; where even those do not fit they are broken off, and the answer is more
+    than there is. None for a learner that cannot be copied.
     """
     device = training.device
     try:
@@ -57,24 +58,24 @@ def predict_training_memory(
     state = sum(value.nbytes for value in learner.state_dict().values())
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         step = _step_bytes(probe, settings, training)
-        look = _validation_bytes(probe, settings, validation)
+        look = max(_look_bytes(probe, settings, source) for source in looks)
     # Beside a step with its gradients: the optimiser's two moments and the best state so far, which is there
     # twice while a better one takes its place.
     tensors = max(step, weights + look) + 2 * weights + 2 * state
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device) + int(OVERHEAD_GPU * tensors)
     more = max(0, int(_overhead() * tensors) - free_in_heap())
-    return resident_bytes() + more + EVALUATION_BYTES + _unread_images(settings, training, validation)
+    return resident_bytes() + more + EVALUATION_BYTES + _unread_images(settings, training, looks)
 
 
 def check_memory(
-    learner: Learner, settings: TrainSettings, training: EpisodeSource, validation: EpisodeSource
+    learner: Learner, settings: TrainSettings, training: EpisodeSource, *looks: EpisodeSource
 ) -> None:
     """Raise LearnerError where a training run would not fit, as far as the system tells what there is."""
     device = training.device
     if available_memory(device) is None:
         return
-    predicted = predict_training_memory(learner, settings, training, validation)
+    predicted = predict_training_memory(learner, settings, training, *looks)
     free = available_memory(device)  # what is left now: the prediction may have taken some, which is resident
     if free is None or predicted is None:
         return
@@ -170,25 +171,25 @@ def _step_bytes(learner: Learner, settings: TrainSettings, training: EpisodeSour
 
 
 @torch.no_grad()
-def _validation_bytes(learner: Learner, settings: TrainSettings, validation: EpisodeSource) -> int:
-    """Of a look at the validation classes."""
-    device = validation.device
-    episodes = min(settings.validate_episodes, episodes_at_once(learner, validation))
+def _look_bytes(learner: Learner, settings: TrainSettings, source: EpisodeSource) -> int:
+    """Of a look at the validation classes, or at the training classes where they are watched."""
+    device = source.device
+    episodes = min(settings.validate_episodes, episodes_at_once(learner, source))
     count = min(PROBED_EPISODES, episodes)
     learner.eval()
-    indices = validation.indices(0, count)
-    scale = episodes * images_of(validation.protocol) / indices.images.numel()
-    if not embeds(learner, validation):
-        answering = _peak_bytes(learner, device, lambda: learner.answer(validation.batch(0, count)))
+    indices = source.indices(0, count)
+    scale = episodes * images_of(source.protocol) / indices.images.numel()
+    if not embeds(learner, source):
+        answering = _peak_bytes(learner, device, lambda: learner.answer(source.batch(0, count)))
         return int(scale * answering)
     assert isinstance(learner, EmbeddingLearner)
-    drawings = min(_drawings(validation), settings.validate_episodes * images_of(validation.protocol))
+    drawings = min(_drawings(source), settings.validate_episodes * images_of(source.protocol))
     part = torch.zeros(
         min(drawings, images_at_once(learner.image_shape)), *learner.image_shape, device=device
     )
     embedding = _peak_bytes(learner, device, lambda: embed_in_parts(learner, part))
     one = embed_in_parts(learner, part[:1])
-    place = torch.zeros(4, len(validation.pool.image_set.images), dtype=torch.int64, device=device)
+    place = torch.zeros(4, len(source.pool.image_set.images), dtype=torch.int64, device=device)
     batch = with_features(indices, Features(one, place))
     answering = _peak_bytes(learner, device, lambda: learner.answer_features(batch))
     return part.nbytes + drawings * one.nbytes + max(embedding, int(scale * answering))
@@ -199,10 +200,10 @@ def _drawings(source: EpisodeSource) -> int:
     return int(source.pool.images_per_class.sum())
 
 
-def _unread_images(settings: TrainSettings, training: EpisodeSource, validation: EpisodeSource) -> int:
+def _unread_images(settings: TrainSettings, training: EpisodeSource, looks: Iterable[EpisodeSource]) -> int:
     """Bytes of images that will come into memory: a set is a mapped file, read as its images are drawn."""
     image_set = training.pool.image_set
-    upright = (sorted(set(source.pool.class_index.tolist())) for source in (training, validation))
-    stored, looked_at = (int(image_set.images_per_class[classes].sum()) for classes in upright)
+    upright = (sorted(set(source.pool.class_index.tolist())) for source in (training, *looks))
+    stored, *looked_at = (int(image_set.images_per_class[classes].sum()) for classes in upright)
     drawn = min(stored, settings.steps * settings.batch * images_of(training.protocol))
-    return min(unread_bytes(image_set.images), (drawn + looked_at) * image_set.images[0].nbytes)
+    return min(unread_bytes(image_set.images), (drawn + sum(looked_at)) * image_set.images[0].nbytes)

@@ -36,6 +36,7 @@ _SETTING = (
     "length",
     "counts",
     "labels",
+    "chain",
     "within_group",
     "episode_seed",
 )

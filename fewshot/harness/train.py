@@ -39,6 +39,7 @@ CALIBRATION_WAY, CALIBRATION_SHOWN = 5, 10  # the field's stream: five classes, 
 SAVE_EVERY_SECONDS = 30.0
 LOG_EVERY_STEPS = 10
 _VALIDATION_SEED = 1_000_003
+_WATCHED_SEED = 1_000_037
 _CALIBRATION_SEED = 1_000_033
 
 
@@ -56,7 +57,8 @@ class CurveRow(NamedTuple):
     """Where a learning curve stands: loss in nats, accuracies fractions, None where not looked at.
 
     val_accuracy: over validation classes, what weights are selected by; val_second: of that, at the second
-    presentation of a class, in streams. A column that came later has a default: older runs go on without it.
+    presentation of a class, in streams; train_accuracy: over training classes, where they are watched. A
+    column that came later has a default: older runs go on without it.
     """
 
     step: int
@@ -65,6 +67,7 @@ class CurveRow(NamedTuple):
     loss: float | None
     val_accuracy: float | None
     val_second: float | None = None
+    train_accuracy: float | None = None
 
 
 @dataclass
@@ -116,15 +119,13 @@ def train(
         augment=augment,
         device=device,
     )
-    checks = EpisodeSampler(
-        val_pool, validation_protocol(settings), episode_seed=_VALIDATION_SEED, device=device
-    )
-    check_memory(learner, settings, largest, checks)
+    looks = _looks(train_pool, val_pool, settings, device)
+    check_memory(learner, settings, largest, *looks.values())
     run = _Run(learner, settings, state_path, device)
     log = run.log
     for pool in (train_pool, val_pool):
         log.draws.setdefault(pool.side, torch.zeros(len(pool), dtype=torch.int64))
-    val_draws = class_draws(checks.indices(0, settings.validate_episodes), len(val_pool)).cpu()
+    looked_draws = {side: _draws(source, settings.validate_episodes) for side, source in looks.items()}
 
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         began = time.perf_counter() - log.seconds
@@ -139,17 +140,23 @@ def train(
                 continue
             shown = run.look_at(loss)
             log.seconds = time.perf_counter() - began
-            accuracy = second = None
+            accuracies: list[float | None] = [None]
             if validate:
-                evaluation = evaluate(learner, checks, settings.validate_episodes)
-                accuracy, second = evaluation.accuracy, evaluation.accuracy_by_instance.get(2)
-                log.draws["val"] += val_draws
+                found = {
+                    side: evaluate(learner, source, settings.validate_episodes)
+                    for side, source in looks.items()
+                }
+                evaluation, watched = found["val"], found.get("train")
+                accuracies = [evaluation.accuracy, evaluation.accuracy_by_instance.get(2)]
+                accuracies.append(watched.accuracy if watched else None)
+                for side, drawn in looked_draws.items():
+                    log.draws[side] += drawn
                 log.seconds = time.perf_counter() - began
-                if accuracy > log.best_accuracy:
-                    log.best_accuracy, log.best_step = accuracy, run.step
+                if evaluation.accuracy > log.best_accuracy:
+                    log.best_accuracy, log.best_step = evaluation.accuracy, run.step
                     run.best = _copy(learner.state_dict())
             episodes = run.step * settings.batch
-            log.curve.append(CurveRow(run.step, episodes, log.seconds, shown, accuracy, second))
+            log.curve.append(CurveRow(run.step, episodes, log.seconds, shown, *accuracies))
             run.save_if(due=validate)
             if on_progress:
                 seen = log.best_accuracy if log.best_step else None
@@ -348,6 +355,23 @@ def _training_batches(
     for protocol, stage in groupby(steps, lambda step: training_protocol(settings, step)):
         source = largest.under(protocol)
         yield from source.ahead((step * settings.batch, settings.batch) for step in stage)
+
+
+def _looks(
+    train_pool: ClassPool, val_pool: ClassPool, settings: TrainSettings, device: torch.device
+) -> dict[str, EpisodeSampler]:
+    """What is looked at now and then, by side: validation classes; training classes if they are watched."""
+    protocol = validation_protocol(settings)
+    looks = {"val": EpisodeSampler(val_pool, protocol, _VALIDATION_SEED, device=device)}
+    if settings.watch_training:
+        looks["train"] = EpisodeSampler(train_pool, protocol, _WATCHED_SEED, device=device)
+    return looks
+
+
+def _draws(source: EpisodeSampler, episodes: int) -> Tensor:
+    """(class,): in how many of the source's first episodes each class of its pool takes part."""
+    drawn = (source.indices(*span) for span in source.spans(0, episodes, episodes))
+    return torch.stack([class_draws(part, len(source.pool)) for part in drawn]).sum(0).cpu()
 
 
 def _step_seed(train_seed: int, step: int) -> int:

@@ -35,6 +35,7 @@ SETTING = (
     "instance",
     "counts",
     "labels",
+    "chain",
 )
 COLUMNS = (
     *SETTING,

@@ -84,15 +84,17 @@ def curve_figures(curves: pd.DataFrame, results: Sequence[Result]) -> dict[str, 
 def published_second(results: Sequence[Result]) -> dict[str, Published]:
     """Learner -> what is published of it at the 2nd presentation, where its curve shows the same quantity.
 
-    That is where the streams that its weights are selected on have the way and the labels of its test.
+    That is where the streams that its weights are selected on have the way, the labels and the chain of its
+    test.
     """
     found = {}
     for record in (result.record for result in results):
         training = record.config.get("train") or {}
         validated = training.get("validate_on") or training.get("episodes") or {}
         kind = (validated.get("protocol"), validated.get("way"), validated.get("labels", "one_hot"))
+        chain = validated.get("chain", 1)
         published = find_published(record, 2)
-        if published and kind == ("stream", record.way, record.labels):
+        if published and (*kind, chain) == ("stream", record.way, record.labels, record.chain):
             found[record.learner] = published
     return found
 

@@ -15,6 +15,7 @@ from benchmarks.speed import training_memory
 from fewshot.data.image_folder import load_image_folder
 from fewshot.data.split import Split
 from fewshot.episodes.batch import EpisodeBatch
+from fewshot.episodes.protocol import KShot
 from fewshot.episodes.sampler import EpisodeSampler
 from fewshot.errors import LearnerError
 from fewshot.harness import memory, system_memory
@@ -100,6 +101,22 @@ def test_the_largest_shape_counts(split: Split, monkeypatch: pytest.MonkeyPatch)
     small, large = (predicted(learner, split, episodes=shapes(way), **sizes) for way in (2, 4))
     assert small < large
     assert varying == pytest.approx(large, abs=0.1 * (large - small) + 4 * MEGABYTE)
+
+
+def test_the_largest_look_counts(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("resident_bytes", "free_in_heap", "unread_bytes"):
+        monkeypatch.setattr(memory, name, lambda *_: 0)
+    chosen = settings(validate_episodes=64)
+    learner = build_learner("maml", (1, 12, 12), 3, {"widths": [64]})
+    training, small = sources(split, chosen)
+    large = EpisodeSampler(split.train, KShot(3, 1, 5), 0)
+    told = [
+        predict_training_memory(learner, chosen, training, *looks)
+        for looks in ((small,), (large,), (small, large))
+    ]
+    assert told[0] is not None
+    assert told[1] is not None
+    assert told[0] < told[1] == told[2]
 
 
 @pytest.mark.parametrize("name", ["prototypical", "maml", "lstm"])

@@ -160,6 +160,11 @@ def test_other_tests_are_refused(folder):
         upright(folder, "prototypical", "lstm")
 
 
+def test_chains_are_another_test_than_single_streams(folder):
+    change(folder, "lstm", "stream", chain=4)
+    assert {protocol for protocol, _ in upright(folder, "prototypical", "lstm")} == {"kshot"}
+
+
 def test_an_unknown_learner_is_answered_with_all_there_are(folder):
     with pytest.raises(
         RecordError, match=r"unknown learner of .* 'lst': did you mean 'lstm'\? there is lstm"

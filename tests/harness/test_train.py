@@ -15,10 +15,11 @@ from torch import Tensor
 from fewshot.data.image_folder import load_image_folder
 from fewshot.data.split import Split
 from fewshot.episodes.batch import EpisodeBatch, StreamBatch
+from fewshot.episodes.sampler import EpisodeSampler
 from fewshot.errors import EpisodeError, LearnerError
 from fewshot.harness import train as training
 from fewshot.harness.config import TrainSettings
-from fewshot.harness.evaluate import Evaluation
+from fewshot.harness.evaluate import Evaluation, evaluate
 from fewshot.harness.train import (
     CALIBRATION_EPISODES,
     Progress,
@@ -29,6 +30,7 @@ from fewshot.harness.train import (
     learning_rate,
     train,
     training_protocol,
+    validation_protocol,
 )
 from fewshot.learners.base import Learner
 from fewshot.learners.prototypical import Prototypical
@@ -106,7 +108,7 @@ RUNS = pytest.mark.parametrize(
         ("noisy", {}),
         ("lstm", {"episodes": STREAM, "optimizer": "rmsprop"}),
         ("maml", {"augment": {"angle_degrees": 5.0}, "validate_on": KSHOT | {"way": 3, "shot": 2}}),
-        ("strings", {"episodes": GROWN, "curriculum": {"first_way": 2, "every": 3}}),
+        ("strings", {"episodes": GROWN, "curriculum": {"first_way": 2, "every": 3}, "watch_training": True}),
     ],
 )
 
@@ -286,6 +288,28 @@ def test_training_draws_train_and_validation_classes_and_logs_each(split: Split,
     assert len({(side, name) for side, name, _ in rows}) == len(rows)
 
 
+@pytest.mark.parametrize("rotations", [True, False])
+def test_training_classes_may_be_watched(split: Split, rotations: bool) -> None:
+    """Their episodes are of the validation's protocol and undistorted, whatever training makes of them."""
+    changes = {"rotations": rotations, "augment": {"shift": 0.5}, "validate_on": KSHOT | {"query": 3}}
+    chosen = settings(**changes, watch_training=True)
+    unwatched, watched = fresh("prototypical"), fresh("prototypical")
+    before, log = train(unwatched, split, settings(**changes)), train(watched, split, chosen)
+    plain, told = outcome(unwatched, before), outcome(watched, log)
+    assert told[0] == plain[0], "the weights do not come out otherwise"
+    assert [row._replace(seconds=0.0, train_accuracy=None) for row in log.curve] == [
+        row._replace(seconds=0.0) for row in before.curve
+    ]
+    assert {row.train_accuracy for row in before.curve} == {None}
+    assert [row.step for row in log.curve if row.train_accuracy is not None] == [4, 8]
+    pool = split.train.with_rotations() if rotations else split.train
+    sampler = EpisodeSampler(pool, validation_protocol(chosen), training._WATCHED_SEED)
+    kept = next(row for row in log.curve if row.step == log.best_step)
+    assert evaluate(watched, sampler, 6).accuracy == kept.train_accuracy
+    more = {side: int((log.draws[side] - before.draws[side]).sum()) for side in log.draws}
+    assert more == {"train": 2 * 6 * 3, "val": 0}, "what is watched is drawn, and logged"
+
+
 def test_the_digest_of_the_draws_is_that_of_every_row() -> None:
     rows = [("train", "a", 3), ("val", "b", 1)]
     assert draws_digest(rows) == draws_digest(list(rows))
@@ -338,7 +362,7 @@ def test_way_and_shot_may_vary_between_batches(split: Split) -> None:
     train(
         Watched((1, 12, 12), 4, widths=(4,)),
         split,
-        settings(episodes=KSHOT | {"way": [2, 4], "shot": [1, 3]}, batch=3, steps=12),
+        settings(episodes=KSHOT | {"way": [2, 4], "shot": [1, 3]}, batch=3, steps=12, validate_episodes=40),
     )
     assert ways == {2, 3, 4}
 

@@ -117,6 +117,8 @@ def test_the_second_presentation_stands_beside_what_is_published_of_it(tmp_path:
         trained("mann", STREAM | {"way": 15}),
         trained("mann", {"protocol": "kshot", "way": 5}),
         trained("mann", STREAM | {"labels": "string"}),
+        trained("mann", STREAM | {"chain": 10}),
+        trained("mann", chain=10),
         trained("prototypical"),
         trained("mann", dataset="glyphs"),
     ],
