@@ -2,7 +2,8 @@
 
 The records are one learner's under several values of its option num_slots, in streams of several lengths, as
 benchmarks/mann_cost.toml makes them. A longer stream shows each class more often, so two presentations are
-drawn: the 2nd, and the last, by which a small memory has been written over many times.
+drawn: the 2nd, and the last, by which a small memory has been written over many times. A chain of streams is
+as long as all its images are: the memory is not wiped between them.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,7 +36,7 @@ def memory_figures(streams: Sequence[Result]) -> dict[str, Figure]:
 
 
 def memory_figure(results: Sequence[Result]) -> Figure:
-    """Accuracy at the 2nd and at the last presentation, against slots and against images per stream."""
+    """Accuracy at the 2nd and at the last presentation, against slots and against images without wiping."""
     record = results[0].record
     figure = new_figure(10.2, 6.6)
     left, bottom, width, height = margins(figure, left=0.65, right=1.2, bottom=0.58, top=1.05)
@@ -45,8 +46,8 @@ def memory_figure(results: Sequence[Result]) -> Figure:
     )
     highest = max(_accuracy(result, last) for result in results for last in (False, True))
     columns = (
-        ("slots of the memory", "images", _slots, _length),
-        ("images per stream", "slots", _length, _slots),
+        ("slots of the memory", "images", _slots, _images),
+        ("images without wiping", "slots", _images, _slots),
     )
     for row, last in zip(panels, (False, True), strict=True):
         for axes, (label, legend, across, line) in zip(row, columns, strict=True):
@@ -78,8 +79,9 @@ def _slots(record: Record) -> int:
     return slots
 
 
-def _length(record: Record) -> int:
-    return record.length or 0
+def _images(record: Record) -> int:
+    """Images of an episode, between which nothing is wiped."""
+    return (record.length or 0) * record.chain
 
 
 def _accuracy(result: Result, last: bool) -> float:

@@ -51,6 +51,11 @@ def test_lines_join_what_differs_along_the_axis() -> None:
     ]
 
 
+def test_a_chain_is_as_long_as_all_its_images() -> None:
+    figure = memory_figures([*GRID, *(result(slots, 50, chain=4) for slots in (16, 64, 128))])[OF_IT]
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["10", "50", "200"]
+
+
 @pytest.mark.parametrize(
     "results",
     [
