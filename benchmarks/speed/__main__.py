@@ -19,6 +19,7 @@ from benchmarks.speed import (
     lrua_step,
     maml_step,
     prototypical_step,
+    sparse_step,
     start_up,
     time_to_accuracy,
 )
@@ -48,6 +49,7 @@ STAGES = (
     Stage("prototypical_step", prototypical_step.measure, 40, 10),
     Stage("maml_step", maml_step.measure, 80, 20),
     Stage("lrua_step", lrua_step.measure, 40, 10),
+    Stage("sparse_step", sparse_step.measure, 60, 45),
     Stage("time_to_accuracy", time_to_accuracy.measure, 400, 1),
 )
 COST = Stage("cost", lambda setting: [], 150, 25)

@@ -32,7 +32,7 @@ PEER = "easyfsl"
 def measure(setting: Setting) -> list[Row]:
     ONE_CORE.prepare()
     torch.manual_seed(0)
-    learner = load_learner(setting.checkpoint, "prototypical")
+    learner = load_learner(setting.checkpoint("prototypical"), "prototypical")
     assert isinstance(learner, Prototypical)
     sampler = EpisodeSampler(setting.test, KShot(WAY, SHOT, QUERY), episode_seed=0)
     asked = 50 if setting.quick else 300

@@ -18,11 +18,8 @@ from fewshot.errors import DataError
 from fewshot.harness.processes import prepare_process
 
 SIDE = 28
-CHECKPOINTS = {
-    "omniglot": "results/omniglot_first/checkpoints/prototypical-0.safetensors",
-    "glyphs": "results/quickstart/checkpoints/prototypical-0.safetensors",
-}
-"""A prototypical network trained on either data set."""
+CHECKPOINTS = {"omniglot": "results/omniglot_first/checkpoints", "glyphs": "results/quickstart/checkpoints"}
+"""Learners trained on either data set."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +61,8 @@ class Setting:
         cores = [Place("cpu", threads) for threads in (1, 2) if threads <= available_cores()]
         return [*cores, Place("cuda")] if torch.cuda.is_available() else cores
 
-    @property
-    def checkpoint(self) -> Path:
-        return CHECKOUT / CHECKPOINTS[self.images.name]
+    def checkpoint(self, learner: str) -> Path:
+        return CHECKOUT / CHECKPOINTS[self.images.name] / f"{learner}-0.safetensors"
 
     @cached_property
     def train(self) -> ClassPool:

@@ -20,6 +20,7 @@ from fewshot.learners.maml import Fomaml, Maml
 from fewshot.learners.mann import Mann
 from fewshot.learners.mann_ntm import MannNtm
 from fewshot.learners.mann_paper import MannPaper
+from fewshot.learners.mann_sparse import MannSparse
 from fewshot.learners.nearest_neighbour import NearestNeighbour
 from fewshot.learners.prototypical import Prototypical
 
@@ -31,6 +32,7 @@ _CLASSES: dict[str, type[Learner]] = {
     "mann": Mann,
     "mann_ntm": MannNtm,
     "mann_paper": MannPaper,
+    "mann_sparse": MannSparse,
     "nearest_neighbour": NearestNeighbour,
     "prototypical": Prototypical,
 }

@@ -1,0 +1,138 @@
+"""Nearest rows by cosine: which rows of a long list point most nearly where a key points.
+
+`ExactSearch` compares a key with every row: the oracle, and all that some thousands of rows need.
+`FaissSearch` (the extra `ann`) sorts the rows into about sqrt(rows) lists of similar ones and looks into the
+lists nearest to the key, where each number of a row takes 4 bits; what it finds is put in order by the rows.
+
+Chosen by measurement on one core: 64 keys of a trained network, 1,000,000 rows of 40 numbers that it wrote.
+
+| index                              | milliseconds | recall@4 | bytes a row | seconds to build |
+|------------------------------------|--------------|----------|-------------|------------------|
+| none: exact                        | 410          | 1        | 160         | 0                |
+| graph (HNSW, 16 links, 128 seen)   | 8.6          | 0.82     | 290         | 113              |
+| 1,024 lists, 16 seen, float32 rows | 13           | 0.91     | 168         | 3                |
+| 1,024 lists, 16 seen, float16 rows | 4.7          | 0.91     | 88          | 3                |
+| 1,024 lists, 24 seen, 4-bit rows   | 3.1          | 0.95     | 28          | 8                |
+"""
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fewshot.errors import LearnerError
+
+BLOCK = 2**12
+"""Rows that an exact search compares at once: their cosines with some tens of keys stay in the cache."""
+PROBED, CANDIDATES = 32, 2
+"""Lists that are looked into, and how many times as many rows as were asked for are put in order."""
+LEARNED_FROM, FEWEST = 40, 256
+"""Rows for each list that the lists are learned from, and how few rows are too few to learn from."""
+
+
+class Nearest(NamedTuple):
+    """rows: (key, count) int64, best first, -1 where there are no more; cosines: (key, count), there -inf."""
+
+    rows: Tensor
+    cosines: Tensor
+
+
+class Search(ABC):
+    """Rows that stay as they are, (row, word), on the device of the keys, and a way to find the nearest."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows.detach()
+
+    @property
+    @abstractmethod
+    def index_bytes(self) -> int:
+        """What the search keeps beside the rows."""
+
+    @abstractmethod
+    def nearest(self, keys: Tensor, count: int) -> Nearest:
+        """The `count` rows of largest cosine with each key, (key, word); passes no gradient."""
+
+
+class ExactSearch(Search):
+    """Compares every key with every row. It keeps the rows' directions, as large as the rows."""
+
+    def __init__(self, rows: Tensor) -> None:
+        super().__init__(rows)
+        self._directions = F.normalize(self.rows, dim=-1)
+
+    @property
+    def index_bytes(self) -> int:
+        return self._directions.nbytes
+
+    @torch.no_grad()
+    def nearest(self, keys: Tensor, count: int) -> Nearest:
+        keys = F.normalize(keys, dim=-1)
+        rows, cosines = [], []
+        for start in range(0, len(self.rows), BLOCK):
+            block = keys @ self._directions[start : start + BLOCK].mT
+            largest = block.topk(min(count, block.shape[1]))
+            rows.append(largest.indices + start)
+            cosines.append(largest.values)
+        return best(Nearest(torch.cat(rows, dim=1), torch.cat(cosines, dim=1)), count)
+
+
+class FaissSearch(Search):
+    """Finds nearly all of the nearest rows, in a time that grows with the root of their number; on the CPU.
+
+    Raises LearnerError where faiss is not installed, and for fewer than FEWEST rows.
+    """
+
+    def __init__(self, rows: Tensor) -> None:
+        super().__init__(rows)
+        faiss = _faiss()
+        count, word = rows.shape
+        if count < FEWEST:
+            raise LearnerError(f"an index needs {FEWEST} rows or more; got {count}: search them exactly")
+        lists = 2 ** round(math.log2(count) / 2)
+        index = faiss.index_factory(word, f"IVF{lists},PQ{word}x4fs", faiss.METRIC_INNER_PRODUCT)
+        index.nprobe, index.cp.spherical = PROBED, True
+        # The sample suffices; left to itself faiss warns of it.
+        index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1
+        directions = F.normalize(self.rows, dim=-1).float().cpu()
+        sample = torch.randperm(count, generator=torch.Generator().manual_seed(0))[: LEARNED_FROM * lists]
+        index.train(directions[sample].numpy())
+        index.add(directions.numpy())
+        self._index = index
+
+    @property
+    def index_bytes(self) -> int:
+        """Each row's code and number, and the lists' centres."""
+        rows, word = self.rows.shape
+        return rows * (int(self._index.code_size) + 8) + int(self._index.nlist) * word * 4
+
+    @torch.no_grad()
+    def nearest(self, keys: Tensor, count: int) -> Nearest:
+        _faiss()
+        directions = F.normalize(keys, dim=-1)
+        _, found = self._index.search(directions.float().cpu().numpy(), CANDIDATES * count)
+        rows = torch.from_numpy(found).to(keys.device)
+        candidates = F.normalize(self.rows[rows], dim=-1)
+        cosines = torch.bmm(candidates, directions.unsqueeze(-1)).squeeze(-1)
+        return best(Nearest(rows, cosines.masked_fill(rows < 0, -torch.inf)), count)
+
+
+def best(found: Nearest, count: int) -> Nearest:
+    """The `count` best of what was found, (..., any), padded where there are fewer."""
+    lacking = max(0, count - found.rows.shape[-1])
+    cosines, order = F.pad(found.cosines, (0, lacking), value=-torch.inf).topk(count)
+    return Nearest(F.pad(found.rows, (0, lacking), value=-1).gather(-1, order), cosines)
+
+
+def _faiss() -> Any:
+    """The package, which has threads of its own: as many at work as torch has."""
+    try:
+        import faiss
+    except ModuleNotFoundError:
+        raise LearnerError(
+            "an index needs faiss, which is not installed: pip install 'fewshot[ann]', or search exactly"
+        ) from None
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    return faiss
