@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from benchmarks.speed import __main__ as bench
-from benchmarks.speed import cost, peers, plots, time_to_accuracy
+from benchmarks.speed import cost, peers, plots, sparse_step, time_to_accuracy
 from benchmarks.speed.cost import Cost
 from benchmarks.speed.evaluation import class_by_class
 from benchmarks.speed.lrua_step import plain_weights
@@ -32,13 +32,15 @@ from benchmarks.speed.steps import compare_step, operations, training_step
 from benchmarks.speed.table import to_text
 from fewshot.data.image_folder import load_image_folder
 from fewshot.episodes.batch import StreamBatch
-from fewshot.episodes.protocol import KShot
+from fewshot.episodes.protocol import KShot, Stream
 from fewshot.episodes.sampler import EpisodeSampler
 from fewshot.episodes.source import presentation
 from fewshot.errors import RecordError
 from fewshot.harness.bench import run_bench
+from fewshot.learners.mann import Mann
 from fewshot.learners.mann_paper import MannPaper
 from fewshot.learners.prototypical import Prototypical
+from fewshot.memory.search import ExactSearch
 
 FAST = Row("episodes_5w1s", "cpu, 1 thread", "episodes/s", 4000.0, "learn2learn", 1000.0, 5000.0)
 SLOW = Row("maml_step", "cpu, 2 threads", "ms", 250.0, "learn2learn", 1000.0, 200.0, "first losses agree")
@@ -283,6 +285,70 @@ def test_the_plain_network_is_ours(setting: Setting) -> None:
     images = torch.rand(3, 1, 28, 28)
     with torch.no_grad():
         torch.testing.assert_close(conv4(block_weights(learner)).eval()(images), learner.backbone(images))
+
+
+# --- A memory filled beforehand -----------------------------------------------------------------------------
+
+
+def trained() -> Mann:
+    torch.manual_seed(0)
+    sizes = {"widths": (4,), "embedding_size": 6, "hidden_size": 8, "num_slots": 9, "word_size": 5}
+    return Mann((1, 12, 12), 5, **sizes).eval().requires_grad_(False)
+
+
+def streams() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(3, 50, 6, generator=generator), torch.zeros(3, 50, 5)
+
+
+def test_with_sparse_access_a_network_keeps_its_weights_and_its_write_gates_are_open() -> None:
+    learner = trained()
+    cell = sparse_step.sparse_cell(learner, ExactSearch(torch.randn(40, 5)))
+    hidden = torch.randn(2, 8)
+    vectors, gates, others = cell.interface(hidden).tensor_split([40, 44], dim=1)
+    torch.testing.assert_close(torch.cat([vectors, others], dim=1), learner.cell.interface(hidden))
+    assert gates.sigmoid().min() > 0.999
+
+
+def test_recall_is_one_of_the_exact_search_and_less_of_one_that_sees_half() -> None:
+    rows = torch.randn(400, 5, generator=torch.Generator().manual_seed(0))
+    whole, same = (sparse_step.sparse_cell(trained(), ExactSearch(rows)) for _ in range(2))
+    state, recall = sparse_step.follow(same, whole, *streams())
+    assert recall == 1
+    assert state.access.steps.eq(25).all()
+    half = sparse_step.sparse_cell(trained(), ExactSearch(rows[:200]))
+    assert 0 < sparse_step.follow(half, whole, *streams())[1] < 0.6
+
+
+def test_the_rows_of_a_filled_memory_are_what_streams_wrote(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sparse_step, "STREAM", Stream(5, 40))
+    rows = sparse_step.written_rows(trained(), setting.images.split("folders").train, 1000)
+    assert rows.shape == (1000, 5)
+    assert len(rows.unique(dim=0)) > 900
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_step_of_a_filled_memory_is_measured_or_says_why_not(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    if installed:
+        pytest.importorskip("faiss", reason="needs faiss: pip install 'fewshot[ann]'")
+    else:
+        monkeypatch.setitem(sys.modules, "faiss", None)
+    monkeypatch.setattr(sparse_step, "SIZES", {"small": 300, "large": 600})
+    monkeypatch.setattr(sparse_step, "load_learner", lambda *_: trained())
+    monkeypatch.setattr(sparse_step, "written_rows", lambda *_: torch.randn(600, 5))
+    monkeypatch.setattr(sparse_step, "cell_inputs", lambda *_: streams())
+    monkeypatch.setattr(Setting, "checkpoint", lambda *_: Path())
+    monkeypatch.setattr(Setting, "train", None)
+    monkeypatch.setattr(Setting, "test", None)
+    small, large = sparse_step.measure(setting)
+    assert (small.measure, large.measure) == ("small", "large")
+    assert (small.ratio_to_peer is not None) == installed
+    assert ("times as long as with 300" in large.note) == installed
+    assert ("pip install 'fewshot[ann]'" in large.note) != installed
 
 
 # --- The peers' environment ---------------------------------------------------------------------------------

@@ -127,6 +127,7 @@ class Sparse(ExternalMemory):
             usage=self.store.usage_by_slot(held),
             read_slots=held.slots[each.unsqueeze(2), read_rows],
             write_slots=held.slots[each.unsqueeze(2), write_rows],
+            kept=F.pad(torch.ones_like(state.read_weights), (0, 1)),
         )
 
     def first_controls(self) -> Tensor:

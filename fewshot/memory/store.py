@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from fewshot.memory.addressing import cosine_similarity
-from fewshot.memory.lrua import INITIAL_WORD, least_used_slots
+from fewshot.memory.external import INITIAL_WORD
+from fewshot.memory.lrua import least_used_slots
 from fewshot.memory.search import Nearest, Search, best
 
 
@@ -93,8 +94,8 @@ class OverlayStore(Store):
         return Rows(words, like.new_zeros(batch, 1), like.new_zeros(batch, 1, dtype=torch.int64))
 
     def least_used(self, held: Rows, count: int) -> tuple[Rows, Tensor]:
-        # What is not held was not used yet. Of the first slots, `count` more than there are rows held, `count`
-        # are not held at least; or these are all the slots that there are.
+        # What is not held was not used yet. Of the first slots, `count` more than rows are held, at least
+        # `count` are not held; or these are all the slots that there are.
         first = min(held.slots.shape[1] + count, self.num_slots)
         slots = torch.where((held.slots >= 0) & (held.slots < first), held.slots, first)
         usage = held.usage.new_zeros(len(slots), first + 1).scatter(1, slots, held.usage)

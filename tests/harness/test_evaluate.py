@@ -341,6 +341,7 @@ SMALL = {
     "mann": {"widths": (4,), "hidden_size": 8, "num_slots": 12, "word_size": 4, "read_heads": 2},
     "mann_ntm": {"widths": (4,), "hidden_size": 8, "num_slots": 12, "word_size": 4},
     "mann_paper": {"hidden_size": 8},
+    "mann_sparse": {"widths": (4,), "hidden_size": 8, "num_slots": 12, "word_size": 4},
     "lstm": {"widths": (4,), "hidden_size": 8},
     "nearest_neighbour": {},
     "count_guesser": {},

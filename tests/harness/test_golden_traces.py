@@ -54,6 +54,11 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"hidden_size": 16, "controller": "feedforward"},
         LONG,
     ),
+    "mann_sparse": (
+        "mann_sparse",
+        SMALL | {"embedding_size": 8, "hidden_size": 16, "num_slots": 24, "word_size": 6, "read_heads": 2},
+        STREAM,
+    ),
     "prototypical": ("prototypical", SMALL, KSHOT),
     "prototypical on streams": ("prototypical", SMALL, STREAM),
 }

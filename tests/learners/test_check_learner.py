@@ -24,6 +24,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "mann": {"widths": (4, 4), "hidden_size": 12, "num_slots": 8, "word_size": 5, "read_heads": 2},
     "mann_ntm": {"widths": (4, 4), "hidden_size": 12, "num_slots": 8, "word_size": 5, "read_heads": 2},
     "mann_paper": {"hidden_size": 12},
+    "mann_sparse": {"widths": (4, 4), "hidden_size": 12, "num_slots": 8, "word_size": 5, "read_heads": 2},
     "prototypical": {"widths": (4, 4)},
 }
 

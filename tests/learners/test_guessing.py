@@ -40,6 +40,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mann": MEMORY | {"num_slots": 24, "word_size": 12},
     "mann_ntm": MEMORY | {"num_slots": 24, "word_size": 12},
     "mann_paper": {"hidden_size": 24},
+    "mann_sparse": MEMORY | {"num_slots": 24, "word_size": 12},
     "prototypical": {"widths": [4, 8]},
 }
 KSHOT_TRAINING = {
@@ -56,6 +57,7 @@ TRAINING = {
     "mann": STREAM_TRAINING | {"batch": 16, "steps": 200},  # enough to use its memory
     "mann_ntm": STREAM_TRAINING,
     "mann_paper": STREAM_TRAINING,
+    "mann_sparse": STREAM_TRAINING,
 }
 LEARN_QUICKLY = ("fomaml", "maml", "nearest_neighbour", "prototypical")
 every_learner = pytest.mark.parametrize("name", learner_names())

@@ -16,6 +16,7 @@ from fewshot.learners.lstm import Lstm
 from fewshot.learners.mann import Mann
 from fewshot.learners.mann_ntm import MannNtm
 from fewshot.learners.mann_paper import MannPaper
+from fewshot.learners.mann_sparse import MannSparse
 from fewshot.learners.registry import telling_options
 
 SHAPE = (1, 12, 12)
@@ -38,6 +39,7 @@ def build(name: str, seed: int = 0) -> Learner:
         "mann_ntm_gru": lambda: MannNtm(SHAPE, 3, **SMALL, controller="gru", tie=False),
         "mann_paper": lambda: MannPaper(SHAPE, 3),
         "mann_paper_feedforward": lambda: MannPaper(SHAPE, 3, controller="feedforward"),
+        "mann_sparse": lambda: MannSparse(SHAPE, 3, **SMALL, num_slots=12, word_size=5, slots_per_head=3),
         "lstm": lambda: Lstm(SHAPE, 3, **SMALL),
     }
     learner: Learner = makers[name]()
@@ -54,6 +56,7 @@ NAMES = [
     "mann_ntm_gru",
     "mann_paper",
     "mann_paper_feedforward",
+    "mann_sparse",
     "lstm",
 ]
 every_learner = pytest.mark.parametrize("name", NAMES)
@@ -186,6 +189,23 @@ def test_options_that_make_no_network_are_one_line(options: dict[str, Any], says
     if options.keys() <= {"embedding_size", "hidden_size", "word_size", "read_heads", "intervention", "tie"}:
         with pytest.raises(LearnerError, match=f"^{says}$"):
             MannNtm(SHAPE, 3, **options)
+        with pytest.raises(LearnerError, match=f"^{says}$"):
+            MannSparse(SHAPE, 3, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"slots_per_head": 0}, "slots_per_head must be at least 1; got 0"),
+        ({"num_slots": 3}, "num_slots must be at least read_heads .* got 3, 4 and 4"),
+        ({"num_slots": 4, "slots_per_head": 5}, "num_slots must be at least read_heads .* got 4, 4 and 5"),
+        ({"access_threshold": 1.5}, "access_threshold must be from 0 to 1; got 1.5"),
+        ({"strength_offset": -0.5}, "strength_offset must be at least 0; got -0.5"),
+    ],
+)
+def test_sparse_access_needs_slots_to_read(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(LearnerError, match=f"^{says}$"):
+        MannSparse(SHAPE, 3, **options)
 
 
 @pytest.mark.parametrize("option", ["write_heads", "shift_range", "num_slots"])

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from fewshot.errors import LearnerError
 from fewshot.memory.addressing import EPSILON, content_weights
+from fewshot.memory.attribution import read_amounts, touched_slots, visits
 from fewshot.memory.cell import MemoryCell
-from fewshot.memory.lrua import INITIAL_WORD
+from fewshot.memory.external import INITIAL_WORD
 from fewshot.memory.sparse import Sparse, SparseState
 from fewshot.memory.store import OwnStore
 
@@ -241,3 +242,21 @@ def test_the_write_gates_start_where_asked() -> None:
 def test_too_few_slots_are_one_line() -> None:
     with pytest.raises(LearnerError, match=r"^num_slots must be at least .*; got 3, 2 and 4$"):
         build(slots=3, k=4)
+
+
+def test_what_is_read_is_what_was_written_in_the_amounts_that_attribution_finds() -> None:
+    """Where all heads write one vector: exact, as an access says what it emptied."""
+    memory = build(slots=6, k=2)
+    state = memory.start(1, LIKE)
+    state = state._replace(held=state.held._replace(words=torch.zeros_like(state.held.words)))
+    accesses, written = [], []
+    for step in range(8):
+        given = interface(memory, 1, step)
+        given[:, 15:20] = given[:, 10:15]
+        access = memory.step(state, given)
+        state = access.state
+        accesses.append(access)
+        written.append(given[0, 10:15].tanh())
+    found = read_amounts(visits(accesses, touched_slots(accesses)))[0]
+    reads = torch.stack([access.reads[0].sum(0) for access in accesses])
+    torch.testing.assert_close(found @ torch.stack(written), reads)
