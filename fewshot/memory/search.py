@@ -4,15 +4,16 @@
 `FaissSearch` (the extra `ann`) sorts the rows into about sqrt(rows) lists of similar ones and looks into the
 lists nearest to the key, where each number of a row takes 4 bits; what it finds is put in order by the rows.
 
-Chosen by measurement on one core: 64 keys of a trained network, 1,000,000 rows of 40 numbers that it wrote.
+Chosen by measurement: 64 keys of a trained network among 1,000,000 rows of 40 numbers that it wrote, in
+milliseconds of one busy core; `sparse_step` of `fewshot bench` times it inside the network's step.
 
-| index                              | milliseconds | recall@4 | bytes a row | seconds to build |
-|------------------------------------|--------------|----------|-------------|------------------|
-| none: exact                        | 410          | 1        | 160         | 0                |
-| graph (HNSW, 16 links, 128 seen)   | 8.6          | 0.82     | 290         | 113              |
-| 1,024 lists, 16 seen, float32 rows | 13           | 0.91     | 168         | 3                |
-| 1,024 lists, 16 seen, float16 rows | 4.7          | 0.91     | 88          | 3                |
-| 1,024 lists, 24 seen, 4-bit rows   | 3.1          | 0.95     | 28          | 8                |
+| index                             | milliseconds | recall@4 | bytes a row | seconds to build |
+|-----------------------------------|--------------|----------|-------------|------------------|
+| none: exact                       | 134          | 1        | 160         | 0                |
+| graph (HNSW, 16 links, 128 tried) | 12.3         | 0.918    | 304         | 74               |
+| 1,024 lists, 32 tried, float32    | 15.5         | 0.959    | 168         | 1.5              |
+| 1,024 lists, 32 tried, float16    | 10.0         | 0.959    | 88          | 1.7              |
+| 1,024 lists, 32 tried, 4 bits     | 5.3          | 0.959    | 28          | 4.3              |
 """
 
 import math
@@ -28,7 +29,7 @@ from fewshot.errors import LearnerError
 BLOCK = 2**12
 """Rows that an exact search compares at once: their cosines with some tens of keys stay in the cache."""
 PROBED, CANDIDATES = 32, 2
-"""Lists that are looked into, and how many times as many rows as were asked for are put in order."""
+"""Lists that are tried, and how many times as many rows as were asked for are put in order."""
 LEARNED_FROM, FEWEST = 40, 256
 """Rows for each list that the lists are learned from, and how few rows are too few to learn from."""
 
