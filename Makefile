@@ -28,7 +28,7 @@ results: $(USER_STAMP)  ## make what is missing of the recorded results (hours),
 	for suite in quickstart omniglot_first omniglot_inductive glyphs_to_omniglot; do \
 		$(BIN)/fewshot run benchmarks/$$suite.toml && $(BIN)/fewshot verify results/$$suite || exit; done
 
-bench: $(USER_STAMP)  ## measure speed beside other packages and the limits of the machine: 10 minutes on two cores
+bench: $(DEV_STAMP)  ## measure speed beside other packages and the limits of the machine: 10 minutes on two cores
 	$(BIN)/fewshot bench
 
 clean:  ## remove the environment and what tools leave behind, never data or results
