@@ -1,220 +1,57 @@
 /* A controller with a least recently used memory over a whole sequence, forward and backward.
 
    The equations are those of fewshot/memory (Santoro et al. 2016, equations 2 to 8, and the table of lrua.py);
-   the gradients follow below, step by step, with usage passing none. Threads take groups of episodes and go
-   through the whole sequence with them, so that nothing is waited for. Every number of an episode is computed
-   in the same order whatever the batch and the number of threads.
+   the gradients follow below, step by step, with usage passing none. The sequence is that of sequence.h.
 
    An episode's memory is held with its slots in the lanes of vectors: (slot / LANES, word, LANES). Slots are
    padded to whole vectors and heads to whole groups of HEADS; what is padded is zero and stays so. */
 
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
+#include "sequence.h"
 
-#if defined(__clang__)
-#pragma clang fp contract(fast)
-#else
-#pragma GCC optimize("fp-contract=fast")
-#endif
-
-/* A tile of ROWS x 3 vectors of sums is what the registers hold. */
-#if defined(__AVX512F__)
-#define LANES 16
-#define ROWS 8
-#elif defined(__AVX__)
-#define LANES 8
-#define ROWS 4
-#elif defined(__aarch64__)
-#define LANES 4
-#define ROWS 8
-#else
-#define LANES 4
-#define ROWS 4
-#endif
-#define PANEL (3 * LANES)
-#define GROUP (2 * ROWS) /* episodes that go through the sequence together at most */
 #define HEADS 4
-
-typedef float lanes __attribute__((vector_size(4 * LANES)));
-typedef float quad __attribute__((vector_size(16)));
-typedef int64_t size;
 
 static const float EPSILON_SQUARED = 1e-16f; /* of fewshot/memory/addressing.py */
 
-/* Mirrored in lrua.py. Arrays are contiguous; `at` below says where an episode's step lies in what is kept. */
+/* Mirrored in lrua.py. */
 typedef struct {
-    size batch, steps, hidden, heads, word, slots;
-    size lstm, apart, sharp, shared, keep, threads; /* all but threads: 0 or 1 */
-    size offset_episode, offset_step;               /* strides of the offsets */
+    Sequence sequence;
+    size heads, word, slots;
+    size apart, sharp, shared; /* 0 or 1 */
     float usage_decay, strength_offset;
-    const float *projected;                       /* (batch, step, gate) */
-    const float *offsets;                         /* (batch, step, interface) at their strides */
-    const float *recurrent_weight;                /* (gate, recurrent) */
-    const float *interface_weight;                /* (interface, hidden) */
-    const float *first;                           /* (batch, recurrent): what the first step is fed with */
-    const float *first_cell;                      /* (batch, hidden) */
+    /* The state, at the start and at the end. */
     const float *first_memory;                    /* (batch, slot, word) */
     const float *first_read_weights;              /* (batch, head, slot) */
-    float *usage;                                 /* (batch, slot): the start's, then the end's */
-    float *outputs;                               /* (batch, step, hidden + words) */
-    float *last_cell, *last_memory, *last_read_weights; /* as the first ones */
-    /* Kept for the backward pass: of every step, or of the last where nothing is to be kept. */
+    const float *first_usage;                     /* (batch, slot) */
+    float *last_memory, *last_read_weights, *last_usage;
+    /* Kept for the backward pass. */
     float *memories;                              /* (batch, step + 1, padded slot x word) */
     float *read_weights;                          /* (batch, step + 1, padded head, padded slot) */
-    float *cells;                                 /* (batch, step + 1, hidden) */
-    float *gates;                                 /* (batch, step, gate): after their activation */
-    float *interfaces;                            /* (batch, step, interface + head if sharp): likewise */
+    float *interfaces;                            /* (batch, step, interface + head if sharp): activated */
     float *cosines;                               /* (batch, step, padded head, padded slot) */
     float *inverses;                              /* (batch, step, padded slot): 1 / length of the word */
     int32_t *chosen;                              /* (batch, step, head): least used slots, the least first */
-    /* Gradients in: of the outputs and the last state; out: of all that is const above but the weights. */
-    const float *outputs_gradient;
-    const float *last_cell_gradient, *last_memory_gradient, *last_read_weights_gradient;
-    float *projected_gradient, *offsets_gradient, *first_gradient;
-    float *first_cell_gradient, *first_memory_gradient, *first_read_weights_gradient;
-    float *scratch;                               /* lrua_scratch() floats */
+    /* Gradients of the last state, and of the first one. */
+    const float *last_memory_gradient, *last_read_weights_gradient;
+    float *first_memory_gradient, *first_read_weights_gradient;
 } Scan;
 
 typedef struct {
-    size words, gates, recurrent, vectors, interface, activated, output;
+    size words, vectors, interface, activated;
     size slots, vector_count, heads, weights, memory;
 } Sizes;
-
-static size round_up(size number, size multiple) { return (number + multiple - 1) / multiple * multiple; }
-static size largest(size a, size b) { return a > b ? a : b; }
 
 static Sizes sizes_of(const Scan *s) {
     Sizes z;
     z.words = s->heads * s->word;
-    z.gates = s->lstm ? 4 * s->hidden : s->hidden;
-    z.recurrent = s->lstm ? s->hidden + z.words : z.words;
     z.vectors = z.words * (1 + s->apart);
     z.interface = z.vectors + s->heads * (1 + s->sharp);
     z.activated = z.interface + s->heads * s->sharp;
-    z.output = s->hidden + z.words;
     z.slots = round_up(s->slots, LANES);
     z.vector_count = z.slots / LANES;
     z.heads = round_up(s->heads, HEADS);
     z.weights = z.heads * z.slots;
     z.memory = z.slots * s->word;
     return z;
-}
-
-/* ---- Functions of one number ---- */
-
-/* e^x - 1 = power * small + (power - 1), with power = 2^n and small = e^(x - n ln 2) - 1 by its series. */
-static inline void exponential_parts(float x, float *power, float *small) {
-    x = x < -87.0f ? -87.0f : x;
-    x = x > 88.0f ? 88.0f : x;
-    const float shift = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number, found in the low bits */
-    float shifted = x * 1.44269504f + shift;
-    float n = shifted - shift;
-    float r = fmaf(n, -0.693359375f, x);
-    r = fmaf(n, 2.12194440e-4f, r);
-    uint32_t bits;
-    memcpy(&bits, &shifted, sizeof bits);
-    bits = (bits + 127u) << 23;
-    memcpy(power, &bits, sizeof bits);
-    float series = fmaf(r, 1.0f / 5040, 1.0f / 720);
-    series = fmaf(series, r, 1.0f / 120);
-    series = fmaf(series, r, 1.0f / 24);
-    series = fmaf(series, r, 1.0f / 6);
-    series = fmaf(series, r, 0.5f);
-    *small = fmaf(series * r, r, r);
-}
-
-static inline float exponential(float x) {
-    float power, small;
-    exponential_parts(x, &power, &small);
-    return fmaf(power, small, power);
-}
-
-static inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
-
-static inline float hyperbolic_tangent(float x) {
-    float power, small;
-    x = x < -10.0f ? -10.0f : x;
-    x = x > 10.0f ? 10.0f : x;
-    exponential_parts(2.0f * x, &power, &small);
-    float less_one = fmaf(power, small, power - 1.0f);
-    return less_one / (less_one + 2.0f);
-}
-
-/* ---- Products with the weights ---- */
-
-static inline lanes load(const float *from) {
-    lanes vector;
-    memcpy(&vector, from, sizeof vector);
-    return vector;
-}
-
-static inline void store(float *to, lanes vector) { memcpy(to, &vector, sizeof vector); }
-
-/* A matrix (depth, width) at any strides as tiles (depth, tile), the last one narrower, zero beyond `width`. */
-static void pack_tile(float *to, const float *from, size depth, size width, size depth_stride,
-                      size width_stride, size tile) {
-    size inside = width < tile ? width : tile;
-    if (inside < tile) memset(to, 0, depth * tile * sizeof(float));
-    if (width_stride == 1)
-        for (size d = 0; d < depth; d++)
-            for (size j = 0; j < inside; j++) to[d * tile + j] = from[d * depth_stride + j];
-    else
-        for (size j = 0; j < inside; j++)
-            for (size d = 0; d < depth; d++) to[d * tile + j] = from[d * depth_stride + j * width_stride];
-}
-
-static size panel_width(size width, size start) {
-    return width - start < PANEL ? round_up(width - start, LANES) : PANEL;
-}
-
-static void pack_panels(float *to, const float *from, size depth, size width, size depth_stride,
-                        size width_stride, size threads) {
-#pragma omp parallel for num_threads(threads)
-    for (size n = 0; n < width; n += PANEL)
-        pack_tile(to + n * depth, from + n * width_stride, depth, width - n, depth_stride, width_stride,
-                  panel_width(width, n));
-}
-
-/* The first `depth` numbers of rows that lie `stride` apart. */
-static void pack_rows(float *to, const float *from, size depth, size count, size stride) {
-    for (size row = 0; row < count; row += ROWS)
-        pack_tile(to + row * depth, from + row * stride, depth, count - row, 1, stride, ROWS);
-}
-
-static size packed_size(size depth, size width) { return depth * round_up(width, LANES); }
-
-static inline __attribute__((always_inline)) void
-sum_products(float *out, const float *rows, const float *panel, size depth, const int vectors) {
-    lanes sum[ROWS][3];
-    for (int i = 0; i < ROWS; i++)
-        for (int j = 0; j < vectors; j++) sum[i][j] = (lanes){0};
-    for (size d = 0; d < depth; d++) {
-        lanes weights[3];
-        for (int j = 0; j < vectors; j++) weights[j] = load(panel + (d * vectors + j) * LANES);
-        for (int i = 0; i < ROWS; i++)
-            for (int j = 0; j < vectors; j++) sum[i][j] += rows[d * ROWS + i] * weights[j];
-    }
-    for (int i = 0; i < ROWS; i++)
-        for (int j = 0; j < vectors; j++) store(out + (i * vectors + j) * LANES, sum[i][j]);
-}
-
-/* out (count, width) = rows x panels, both packed. */
-static void multiply(float *out, const float *rows, const float *panels, size count, size depth, size width) {
-    float tile[ROWS * PANEL];
-    for (size n = 0; n < width; n += PANEL)
-        for (size row = 0; row < count; row += ROWS) {
-            const float *left = rows + row * depth, *panel = panels + n * depth;
-            size padded = panel_width(width, n), inside = width - n < padded ? width - n : padded;
-            if (padded == PANEL)
-                sum_products(tile, left, panel, depth, 3);
-            else if (padded == 2 * LANES)
-                sum_products(tile, left, panel, depth, 2);
-            else
-                sum_products(tile, left, panel, depth, 1);
-            for (size i = 0; i < ROWS && row + i < count; i++)
-                memcpy(out + (row + i) * width + n, tile + i * padded, inside * sizeof(float));
-        }
 }
 
 /* ---- The memory: slots in the lanes ---- */
@@ -247,14 +84,6 @@ static void from_groups(float *to, const float *groups, size heads, size word) {
     for (size head = 0; head < heads; head++)
         for (size w = 0; w < word; w++)
             to[head * word + w] = groups[(head / HEADS * word + w) * HEADS + head % HEADS];
-}
-
-static inline float sum_of_lanes(lanes vector) {
-    quad parts[LANES / 4], sum;
-    memcpy(parts, &vector, sizeof parts);
-    sum = parts[0];
-    for (int i = 1; i < LANES / 4; i++) sum += parts[i];
-    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
 /* to(i) = factors(i) from(i) + sum over heads of weights(head, i) vectors(head); `to` may be `from`. */
@@ -366,16 +195,29 @@ static float inverse_length(const float *vector, size word) {
 /* ---- One step of one episode ---- */
 
 typedef struct { /* what is computed and forgotten, for one thread */
-    float *rows, *product;                     /* of the products with the weights, for a group of episodes */
-    float *weights[3];                         /* (padded head, padded slot) each */
-    float *groups[3];                          /* (group of heads, word, HEADS) each */
-    float *vectors;                            /* (head, word) */
-    float *slots;                              /* (padded slot) */
-    float *carried, *cell, *memory, *reading;  /* gradients on their way back, for a group of episodes */
-} Scratch;
+    float *weights[3];        /* (padded head, padded slot) each */
+    float *groups[3];         /* (group of heads, word, HEADS) each */
+    float *vectors;           /* (head, word) */
+    float *slots;             /* (padded slot) */
+    float *memory, *reading;  /* gradients on their way back, for a group of episodes */
+} Room;
+
+/* Lays the room of one thread out from `base`; gives how many floats it takes. */
+static size lay_room_out(const Scan *s, const Sizes *z, Room *t, float *base) {
+    size grouped = z->heads * s->word, used = 0;
+    for (int j = 0; j < 3; j++) {
+        TAKE(t->weights[j], z->weights);
+        TAKE(t->groups[j], grouped);
+    }
+    TAKE(t->vectors, z->words);
+    TAKE(t->slots, z->slots);
+    TAKE(t->memory, GROUP * z->memory);
+    TAKE(t->reading, GROUP * z->weights);
+    return used;
+}
 
 /* memory, read_weights: after the step; they may lie where those before it lie. */
-static void access_forward(const Scan *s, const Sizes *z, const Scratch *t, const float *memory_before,
+static void access_forward(const Scan *s, const Sizes *z, const Room *t, const float *memory_before,
                            float *memory, float *usage, const float *read_weights_before,
                            const float *interface, int32_t *chosen, float *read_weights, float *cosines,
                            float *inverses, float *reads) {
@@ -435,7 +277,7 @@ static void access_forward(const Scan *s, const Sizes *z, const Scratch *t, cons
 }
 
 /* memory_gradient, reading_gradient: of the memory and the read weights after the step, then before it. */
-static void access_backward(const Scan *s, const Sizes *z, const Scratch *t, const float *memory,
+static void access_backward(const Scan *s, const Sizes *z, const Room *t, const float *memory,
                             float *memory_gradient, float *reading_gradient, const float *reads_gradient,
                             const float *read_weights_before, const float *interface, const int32_t *chosen,
                             const float *read_weights, const float *cosines, const float *inverses,
@@ -520,271 +362,140 @@ static void access_backward(const Scan *s, const Sizes *z, const Scratch *t, con
 }
 
 /* activated: vectors, write gates, then strengths and their slopes where reading has a strength. */
-static void activate_interface(const Scan *s, const Sizes *z, const float *product, const float *offset,
-                               float *activated) {
+static void activate_interface(const Scan *s, const Sizes *z, const float *interface, float *activated) {
 #pragma omp simd
-    for (size j = 0; j < z->vectors; j++) activated[j] = hyperbolic_tangent(product[j] + offset[j]);
-    for (size j = z->vectors; j < z->vectors + s->heads; j++) activated[j] = sigmoid(product[j] + offset[j]);
+    for (size j = 0; j < z->vectors; j++) activated[j] = hyperbolic_tangent(interface[j]);
+    for (size j = z->vectors; j < z->vectors + s->heads; j++) activated[j] = sigmoid(interface[j]);
     for (size j = z->vectors + s->heads; j < z->interface; j++) {
-        float x = product[j] + offset[j];
+        float x = interface[j];
         activated[j] = s->strength_offset + (x > 20.0f ? x : log1pf(expf(x)));
         activated[j + s->heads] = x > 20.0f ? 1.0f : sigmoid(x);
     }
 }
 
-static void controller_forward(const Scan *s, const float *product, const float *projected,
-                               const float *cell_before, float *gates, float *cell, float *output) {
-    size hidden = s->hidden;
-    if (!s->lstm) {
-#pragma omp simd
-        for (size j = 0; j < hidden; j++) {
-            float x = product[j] + projected[j];
-            output[j] = gates[j] = x < 0 ? 0 : x;
-        }
-        return;
-    }
-#pragma omp simd
-    for (size j = 0; j < 3 * hidden; j++) gates[j] = sigmoid(product[j] + projected[j]);
-#pragma omp simd
-    for (size j = 0; j < hidden; j++) {
-        float candidate = hyperbolic_tangent(product[3 * hidden + j] + projected[3 * hidden + j]);
-        gates[3 * hidden + j] = candidate;
-        float now = gates[j] * cell_before[j] + gates[hidden + j] * candidate;
-        cell[j] = now;
-        output[j] = gates[2 * hidden + j] * hyperbolic_tangent(now);
-    }
+/* ---- What the sequence asks of a memory ---- */
+
+static void begin(const void *own, size episode) {
+    const Scan *s = own;
+    Sizes z = sizes_of(s);
+    size place = after(&s->sequence, episode, 0);
+    float *read_weights = s->read_weights + place * z.weights;
+    to_lanes(s->memories + place * z.memory, s->first_memory + episode * s->slots * s->word, s->slots,
+             s->word, z.slots);
+    memset(read_weights, 0, z.weights * sizeof(float));
+    for (size head = 0; head < s->heads; head++)
+        memcpy(read_weights + head * z.slots,
+               s->first_read_weights + (episode * s->heads + head) * s->slots, s->slots * sizeof(float));
+    memcpy(s->last_usage + episode * s->slots, s->first_usage + episode * s->slots, s->slots * sizeof(float));
 }
 
-/* cell_gradient: of the cell after the step, then before it. */
-static void controller_backward(const Scan *s, const float *output_gradient, const float *gates,
-                                const float *cell_before, const float *cell, float *cell_gradient,
-                                float *gradient) {
-    size hidden = s->hidden;
-    if (!s->lstm) {
-#pragma omp simd
-        for (size j = 0; j < hidden; j++) gradient[j] = gates[j] > 0 ? output_gradient[j] : 0;
-        return;
-    }
-#pragma omp simd
-    for (size j = 0; j < hidden; j++) {
-        float keep = gates[j], write = gates[hidden + j], show = gates[2 * hidden + j];
-        float candidate = gates[3 * hidden + j], shown = hyperbolic_tangent(cell[j]);
-        float of_cell = cell_gradient[j] + output_gradient[j] * show * (1 - shown * shown);
-        cell_gradient[j] = of_cell * keep;
-        gradient[j] = of_cell * cell_before[j] * keep * (1 - keep);
-        gradient[hidden + j] = of_cell * candidate * write * (1 - write);
-        gradient[2 * hidden + j] = output_gradient[j] * shown * show * (1 - show);
-        gradient[3 * hidden + j] = of_cell * write * (1 - candidate * candidate);
-    }
+static void step_forward(const void *own, float *room, size episode, size step, const float *interface,
+                         float *reads) {
+    const Scan *s = own;
+    Sizes z = sizes_of(s);
+    Room t;
+    lay_room_out(s, &z, &t, room);
+    size kept = at(&s->sequence, episode, step);
+    size before = after(&s->sequence, episode, step), now = after(&s->sequence, episode, step + 1);
+    float *activated = s->interfaces + kept * z.activated;
+    activate_interface(s, &z, interface, activated);
+    access_forward(s, &z, &t, s->memories + before * z.memory, s->memories + now * z.memory,
+                   s->last_usage + episode * s->slots, s->read_weights + before * z.weights, activated,
+                   s->chosen + kept * s->heads, s->read_weights + now * z.weights,
+                   s->cosines + kept * z.weights, s->inverses + kept * z.slots, reads);
 }
 
-/* ---- The sequence ---- */
-
-/* Where an episode's step lies in what is kept: with and without a place for the start. */
-static size at(const Scan *s, size episode, size step) {
-    return s->keep ? episode * s->steps + step : episode;
-}
-static size after(const Scan *s, size episode, size steps) {
-    return s->keep ? episode * (s->steps + 1) + steps : episode;
-}
-
-static size packed_total(const Scan *s, const Sizes *z) { /* forward's or backward's, whichever is larger */
-    return largest(packed_size(z->recurrent, z->gates), packed_size(z->gates, z->recurrent)) +
-           largest(packed_size(s->hidden, z->interface), packed_size(z->interface, s->hidden));
+static void end(const void *own, size episode) {
+    const Scan *s = own;
+    Sizes z = sizes_of(s);
+    size now = after(&s->sequence, episode, s->sequence.steps);
+    from_lanes(s->last_memory + episode * s->slots * s->word, s->memories + now * z.memory, s->slots,
+               s->word);
+    for (size head = 0; head < s->heads; head++)
+        memcpy(s->last_read_weights + (episode * s->heads + head) * s->slots,
+               s->read_weights + now * z.weights + head * z.slots, s->slots * sizeof(float));
 }
 
-/* Lays the scratch of one thread out from `base`; gives how many floats it takes. */
-static size lay_out(const Scan *s, const Sizes *z, Scratch *t, float *base) {
-    size widest = largest(largest(z->gates, z->recurrent), largest(z->interface, s->hidden));
-    size grouped = z->heads * s->word, used = 0;
-#define TAKE(pointer, count) (pointer) = base + used, used += round_up(count, LANES)
-    TAKE(t->rows, GROUP * widest);
-    TAKE(t->product, GROUP * widest);
-    for (int j = 0; j < 3; j++) {
-        TAKE(t->weights[j], z->weights);
-        TAKE(t->groups[j], grouped);
-    }
-    TAKE(t->vectors, z->words);
-    TAKE(t->slots, z->slots);
-    TAKE(t->carried, GROUP * z->output);
-    TAKE(t->cell, GROUP * s->hidden);
-    TAKE(t->memory, GROUP * z->memory);
-    TAKE(t->reading, GROUP * z->weights);
-#undef TAKE
-    return used;
+static void begin_back(const void *own, float *room, size row, size episode) {
+    const Scan *s = own;
+    Sizes z = sizes_of(s);
+    Room t;
+    lay_room_out(s, &z, &t, room);
+    float *reading = t.reading + row * z.weights;
+    to_lanes(t.memory + row * z.memory, s->last_memory_gradient + episode * s->slots * s->word, s->slots,
+             s->word, z.slots);
+    memset(reading, 0, z.weights * sizeof(float));
+    for (size head = 0; head < s->heads; head++)
+        memcpy(reading + head * z.slots,
+               s->last_read_weights_gradient + (episode * s->heads + head) * s->slots,
+               s->slots * sizeof(float));
 }
 
-static size group_rows(const Scan *s) { return s->batch >= s->threads * GROUP ? GROUP : ROWS; }
-
-static size group_count(const Scan *s) { return (s->batch + group_rows(s) - 1) / group_rows(s); }
-
-static void group_forward(const Scan *s, const Sizes *z, const Scratch *t, const float *recurrent_weight,
-                          const float *interface_weight, size start, size count) {
-    size hidden = s->hidden, output_stride = s->steps * z->output;
-    for (size r = 0; r < count; r++) {
-        size episode = start + r;
-        float *read_weights = s->read_weights + after(s, episode, 0) * z->weights;
-        to_lanes(s->memories + after(s, episode, 0) * z->memory,
-                 s->first_memory + episode * s->slots * s->word, s->slots, s->word, z->slots);
-        memset(read_weights, 0, z->weights * sizeof(float));
-        for (size head = 0; head < s->heads; head++)
-            memcpy(read_weights + head * z->slots,
-                   s->first_read_weights + (episode * s->heads + head) * s->slots, s->slots * sizeof(float));
-        if (s->lstm)
-            memcpy(s->cells + after(s, episode, 0) * hidden, s->first_cell + episode * hidden,
-                   hidden * sizeof(float));
-    }
-    for (size step = 0; step < s->steps; step++) {
-        float *outputs = s->outputs + (start * s->steps + step) * z->output;
-        if (step == 0)
-            pack_rows(t->rows, s->first + start * z->recurrent, z->recurrent, count, z->recurrent);
-        else
-            pack_rows(t->rows, outputs - z->recurrent, z->recurrent, count, output_stride);
-        multiply(t->product, t->rows, recurrent_weight, count, z->recurrent, z->gates);
-        for (size r = 0; r < count; r++) {
-            size episode = start + r, place = episode * s->steps + step;
-            controller_forward(s, t->product + r * z->gates, s->projected + place * z->gates,
-                               s->cells + after(s, episode, step) * hidden,
-                               s->gates + at(s, episode, step) * z->gates,
-                               s->cells + after(s, episode, step + 1) * hidden, outputs + r * output_stride);
-        }
-        pack_rows(t->rows, outputs, hidden, count, output_stride);
-        multiply(t->product, t->rows, interface_weight, count, hidden, z->interface);
-        for (size r = 0; r < count; r++) {
-            size episode = start + r, kept = at(s, episode, step);
-            size before = after(s, episode, step), now = after(s, episode, step + 1);
-            float *interface = s->interfaces + kept * z->activated, *memory = s->memories + now * z->memory;
-            activate_interface(s, z, t->product + r * z->interface,
-                               s->offsets + episode * s->offset_episode + step * s->offset_step, interface);
-            access_forward(s, z, t, s->memories + before * z->memory, memory, s->usage + episode * s->slots,
-                           s->read_weights + before * z->weights, interface, s->chosen + kept * s->heads,
-                           s->read_weights + now * z->weights, s->cosines + kept * z->weights,
-                           s->inverses + kept * z->slots, outputs + r * output_stride + hidden);
-        }
-    }
-    for (size r = 0; r < count; r++) {
-        size episode = start + r, now = after(s, episode, s->steps);
-        from_lanes(s->last_memory + episode * s->slots * s->word, s->memories + now * z->memory, s->slots,
-                   s->word);
-        for (size head = 0; head < s->heads; head++)
-            memcpy(s->last_read_weights + (episode * s->heads + head) * s->slots,
-                   s->read_weights + now * z->weights + head * z->slots, s->slots * sizeof(float));
-        if (s->lstm)
-            memcpy(s->last_cell + episode * hidden, s->cells + now * hidden, hidden * sizeof(float));
-    }
+static void step_back(const void *own, float *room, size row, size episode, size step,
+                      const float *reads_gradient, float *interface_gradient) {
+    const Scan *s = own;
+    Sizes z = sizes_of(s);
+    Room t;
+    lay_room_out(s, &z, &t, room);
+    size place = at(&s->sequence, episode, step);
+    size before = after(&s->sequence, episode, step), now = after(&s->sequence, episode, step + 1);
+    access_backward(s, &z, &t, s->memories + now * z.memory, t.memory + row * z.memory,
+                    t.reading + row * z.weights, reads_gradient, s->read_weights + before * z.weights,
+                    s->interfaces + place * z.activated, s->chosen + place * s->heads,
+                    s->read_weights + now * z.weights, s->cosines + place * z.weights,
+                    s->inverses + place * z.slots, interface_gradient);
 }
 
-static void group_backward(const Scan *s, const Sizes *z, const Scratch *t, const float *recurrent_weight,
-                           const float *interface_weight, size start, size count) {
-    size hidden = s->hidden;
-    memset(t->carried, 0, count * z->output * sizeof(float));
-    memset(t->reading, 0, count * z->weights * sizeof(float));
-    for (size r = 0; r < count; r++) {
-        size episode = start + r;
-        to_lanes(t->memory + r * z->memory, s->last_memory_gradient + episode * s->slots * s->word, s->slots,
-                 s->word, z->slots);
-        for (size head = 0; head < s->heads; head++)
-            memcpy(t->reading + r * z->weights + head * z->slots,
-                   s->last_read_weights_gradient + (episode * s->heads + head) * s->slots,
-                   s->slots * sizeof(float));
-        if (s->lstm)
-            memcpy(t->cell + r * hidden, s->last_cell_gradient + episode * hidden, hidden * sizeof(float));
-    }
-    for (size step = s->steps - 1; step >= 0; step--) {
-        for (size r = 0; r < count; r++) {
-            size episode = start + r, place = episode * s->steps + step;
-            size before = after(s, episode, step), now = after(s, episode, step + 1);
-            float *carried = t->carried + r * z->output;
-            for (size j = 0; j < z->output; j++) carried[j] += s->outputs_gradient[place * z->output + j];
-            access_backward(s, z, t, s->memories + now * z->memory, t->memory + r * z->memory,
-                            t->reading + r * z->weights, carried + hidden,
-                            s->read_weights + before * z->weights, s->interfaces + place * z->activated,
-                            s->chosen + place * s->heads, s->read_weights + now * z->weights,
-                            s->cosines + place * z->weights, s->inverses + place * z->slots,
-                            s->offsets_gradient + place * z->interface);
-        }
-        pack_rows(t->rows, s->offsets_gradient + (start * s->steps + step) * z->interface, z->interface,
-                  count, s->steps * z->interface);
-        multiply(t->product, t->rows, interface_weight, count, z->interface, hidden);
-        for (size r = 0; r < count; r++) {
-            size episode = start + r, place = episode * s->steps + step;
-            float *carried = t->carried + r * z->output;
-            for (size j = 0; j < hidden; j++) carried[j] += t->product[r * hidden + j];
-            controller_backward(s, carried, s->gates + place * z->gates,
-                                s->cells + after(s, episode, step) * hidden,
-                                s->cells + after(s, episode, step + 1) * hidden, t->cell + r * hidden,
-                                s->projected_gradient + place * z->gates);
-        }
-        pack_rows(t->rows, s->projected_gradient + (start * s->steps + step) * z->gates, z->gates, count,
-                  s->steps * z->gates);
-        multiply(t->product, t->rows, recurrent_weight, count, z->gates, z->recurrent);
-        for (size r = 0; r < count; r++) {
-            float *carried = t->carried + r * z->output;
-            memset(carried, 0, z->output * sizeof(float));
-            memcpy(carried + z->output - z->recurrent, t->product + r * z->recurrent,
-                   z->recurrent * sizeof(float));
-        }
-    }
-    for (size r = 0; r < count; r++) {
-        size episode = start + r;
-        memcpy(s->first_gradient + episode * z->recurrent, t->carried + (r + 1) * z->output - z->recurrent,
-               z->recurrent * sizeof(float));
-        from_lanes(s->first_memory_gradient + episode * s->slots * s->word, t->memory + r * z->memory,
-                   s->slots, s->word);
-        for (size head = 0; head < s->heads; head++)
-            memcpy(s->first_read_weights_gradient + (episode * s->heads + head) * s->slots,
-                   t->reading + r * z->weights + head * z->slots, s->slots * sizeof(float));
-        if (s->lstm)
-            memcpy(s->first_cell_gradient + episode * hidden, t->cell + r * hidden, hidden * sizeof(float));
-    }
+static void end_back(const void *own, float *room, size row, size episode) {
+    const Scan *s = own;
+    Sizes z = sizes_of(s);
+    Room t;
+    lay_room_out(s, &z, &t, room);
+    from_lanes(s->first_memory_gradient + episode * s->slots * s->word, t.memory + row * z.memory, s->slots,
+               s->word);
+    for (size head = 0; head < s->heads; head++)
+        memcpy(s->first_read_weights_gradient + (episode * s->heads + head) * s->slots,
+               t.reading + row * z.weights + head * z.slots, s->slots * sizeof(float));
 }
 
 /* ---- What Python calls ---- */
 
-size lrua_scratch(const Scan *s) {
+static Memory memory_of(const Scan *s) {
     Sizes z = sizes_of(s);
-    Scratch t;
-    return packed_total(s, &z) + s->threads * lay_out(s, &z, &t, s->scratch);
+    Room t;
+    return (Memory){
+        .own = s,
+        .room = lay_room_out(s, &z, &t, s->sequence.scratch),
+        .begin = begin,
+        .step = step_forward,
+        .end = end,
+        .begin_back = begin_back,
+        .step_back = step_back,
+        .end_back = end_back,
+    };
 }
 
-/* Floats of one episode's memory and of its read weights, padded: what one place of what is kept takes. */
-void lrua_padded(const Scan *s, size *memory, size *weights, size *slots) {
-    Sizes z = sizes_of(s);
+/* Floats of one episode's memory, of its read weights, and of a number per slot, padded: what one place of
+   what is kept takes. */
+void lrua_padded(size heads, size word, size slots, size *memory, size *weights, size *padded_slots) {
+    Scan s = {.heads = heads, .word = word, .slots = slots};
+    Sizes z = sizes_of(&s);
     *memory = z.memory;
     *weights = z.weights;
-    *slots = z.slots;
+    *padded_slots = z.slots;
 }
 
-#ifdef _OPENMP
-#include <omp.h>
-#else
-static int omp_get_thread_num(void) { return 0; }
-#endif
-
-static void for_all_groups(const Scan *s, int forward) {
-    Sizes z = sizes_of(s);
-    float *recurrent_weight = s->scratch, *interface_weight,
-          *threads_scratch = s->scratch + packed_total(s, &z);
-    if (forward) {
-        interface_weight = recurrent_weight + packed_size(z.recurrent, z.gates);
-        pack_panels(recurrent_weight, s->recurrent_weight, z.recurrent, z.gates, 1, z.recurrent, s->threads);
-        pack_panels(interface_weight, s->interface_weight, s->hidden, z.interface, 1, s->hidden, s->threads);
-    } else {
-        interface_weight = recurrent_weight + packed_size(z.gates, z.recurrent);
-        pack_panels(recurrent_weight, s->recurrent_weight, z.gates, z.recurrent, z.recurrent, 1, s->threads);
-        pack_panels(interface_weight, s->interface_weight, z.interface, s->hidden, s->hidden, 1, s->threads);
-    }
-    size rows = group_rows(s);
-#pragma omp parallel for num_threads(s->threads) schedule(dynamic)
-    for (size group = 0; group < group_count(s); group++) {
-        Scratch t;
-        size floats = lay_out(s, &z, &t, threads_scratch);
-        lay_out(s, &z, &t, threads_scratch + omp_get_thread_num() * floats);
-        size start = group * rows, count = s->batch - start < rows ? s->batch - start : rows;
-        (forward ? group_forward : group_backward)(s, &z, &t, recurrent_weight, interface_weight, start,
-                                                   count);
-    }
+size lrua_scratch(const Scan *s) {
+    Memory memory = memory_of(s);
+    return sequence_scratch(&s->sequence, &memory);
 }
 
-void lrua_forward(const Scan *s) { for_all_groups(s, 1); }
-void lrua_backward(const Scan *s) { for_all_groups(s, 0); }
+void lrua_forward(const Scan *s) {
+    Memory memory = memory_of(s);
+    for_all_groups(&s->sequence, &memory, 1);
+}
+
+void lrua_backward(const Scan *s) {
+    Memory memory = memory_of(s);
+    for_all_groups(&s->sequence, &memory, 0);
+}

@@ -23,7 +23,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fewshot.kernels.lrua import ScanOptions, ScanState, apply
+from fewshot.kernels.lrua import ScanOptions, ScanState
+from fewshot.kernels.sequence import apply
 
 _LAUNCH = {"num_warps": 16, "num_stages": 1, "enable_fp_fusion": True}
 """One program has a multiprocessor to itself, and hides the cache's latency by its number of threads."""
@@ -42,7 +43,9 @@ def scan(
 ) -> tuple[Tensor, ScanState]:
     """See `fewshot.kernels.lrua.scan`; float32 on one device, a slot for every head."""
     with torch.cuda.device_of(projected):  # where Triton launches
-        return apply(_Scan, (projected, offsets, recurrent_weight, interface_weight, *state), options)
+        tensors = (projected, offsets, recurrent_weight, interface_weight, *state)
+        outputs, *last = apply(_Scan, tensors, options)
+    return outputs, ScanState(*last)
 
 
 class _Scan(torch.autograd.Function):

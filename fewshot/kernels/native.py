@@ -106,7 +106,8 @@ def _load(name: str) -> ctypes.CDLL | None:
         if compiler is None:
             raise FileNotFoundError("there is no C compiler")
         digest = hashlib.sha256("\n".join((compiler, *_FLAGS, _processor())).encode())
-        digest.update(source.read_bytes())
+        for part in (source, *sorted(source.parent.glob("*.h"))):  # any of which it may include
+            digest.update(part.read_bytes())
         built = cache_root() / "kernels" / f"{name}-{digest.hexdigest()[:16]}.so"
         if not built.exists():
             _compile([*compiler.split(), *_FLAGS], source, built)

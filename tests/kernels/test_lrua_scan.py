@@ -1,7 +1,7 @@
 """The memory's scan in C against the plain cell: outputs, states and gradients, at any sizes and options."""
 
 import copy
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +12,12 @@ from torch import Tensor
 from fewshot.kernels.lrua import ScanOptions, ScanState, can_scan, scan
 from fewshot.kernels.native import library, plain_torch
 from fewshot.memory.cell import MemoryCell, MemoryState
+from fewshot.memory.lrua import LruaState
+from tests.kernels.scans import INPUT, WAY, assert_equal, double, run, sequences, used_state
 from tests.memory.cells import lrua_cell
 
 pytestmark = pytest.mark.skipif(library("lrua") is None, reason="the lrua kernel does not compile here")
 
-INPUT, WAY = 6, 3
 STRONG: dict[str, Any] = {
     "controller": "lstm",
     "hidden_size": 200,
@@ -46,76 +47,13 @@ OPTIONS = st.fixed_dictionaries(
 )
 
 
-class Run(NamedTuple):
-    outputs: Tensor
-    state: MemoryState
-    gradients: list[Tensor]
-
-
-def sequences(batch: int, steps: int) -> tuple[Tensor, Tensor]:
-    labels = torch.randint(WAY, (batch, steps))
-    return torch.randn(batch, steps, INPUT), torch.nn.functional.one_hot(labels, WAY).float()
-
-
-def used_state(cell: MemoryCell, batch: int) -> MemoryState:
+def used_lrua(cell: MemoryCell, batch: int) -> MemoryState:
     """A state from the middle of a sequence: no two slots alike."""
-    start = cell.start(batch)
-    hidden, memory_cell = (torch.randn_like(part) / 2 for part in start.controller)
-    memory, read_weights, usage = start.access
-    access = start.access._replace(
-        memory=torch.randn_like(memory) / 2,
-        read_weights=torch.randn_like(read_weights).softmax(-1),
-        usage=2 * torch.rand_like(usage),
+    memory, read_weights, usage = cell.start(batch).access
+    access = LruaState(
+        torch.randn_like(memory) / 2, torch.randn_like(read_weights).softmax(-1), 2 * torch.rand_like(usage)
     )
-    controller = start.controller._replace(hidden=hidden, cell=memory_cell)
-    reads, content = torch.randn_like(start.reads), torch.randn_like(start.content)
-    return MemoryState(controller, access, reads, content)
-
-
-def double(state: Any) -> Any:
-    if isinstance(state, Tensor):
-        return state.double()
-    return type(state)(*(double(part) for part in state))
-
-
-def parts(state: MemoryState) -> list[Tensor]:
-    memory, read_weights, _ = state.access
-    return [*state.controller, memory, read_weights, state.reads, state.content]
-
-
-def run(cell: MemoryCell, state: MemoryState, inputs: Tensor, labels: Tensor, pieces: list[int]) -> Run:
-    """In pieces of so many steps; gradients to parameters, inputs and start of a random sum of the ends."""
-    leaves = [
-        *cell.parameters(),
-        *(part.detach().requires_grad_() for part in (inputs, labels, *parts(state))),
-    ]
-    inputs, labels, hidden, memory_cell, memory, read_weights, reads, content = leaves[-8:]
-    controller = state.controller._replace(hidden=hidden, cell=memory_cell)
-    access = state.access._replace(memory=memory, read_weights=read_weights)
-    state = MemoryState(controller, access, reads, content)
-    outputs = []
-    for some, shown in zip(inputs.split(pieces, 1), labels.split(pieces, 1), strict=True):
-        output, state = cell(state, some, shown)
-        outputs.append(output)
-    whole = torch.cat(outputs, dim=1)
-    generator = torch.Generator().manual_seed(7)
-    ends = [whole, *parts(state)]
-    total = sum((end * torch.randn(end.shape, generator=generator)).sum() for end in ends)
-    assert isinstance(total, Tensor)
-    gradients = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
-    return Run(whole.detach(), state, list(gradients))
-
-
-def assert_equal(fast: Run, plain: Run, exact: Run | None = None) -> None:
-    """exact: in double precision; where the plain gradient is off it, as much is allowed to the fast one."""
-    torch.testing.assert_close(fast.outputs, plain.outputs, atol=1e-5, rtol=0)
-    for ours, theirs in zip(parts(fast.state), parts(plain.state), strict=True):
-        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-5)
-    torch.testing.assert_close(fast.state.access.usage, plain.state.access.usage, atol=2e-5, rtol=1e-5)
-    for ours, theirs, true in zip(fast.gradients, plain.gradients, (exact or plain).gradients, strict=True):
-        if ours.numel():
-            off = 1e-4 * theirs.abs().amax().item() + 4 * (theirs - true).abs().amax().item()
-            torch.testing.assert_close(ours, theirs, atol=off + 1e-6, rtol=0)
+    return used_state(cell, access)
 
 
 def nearest_usages(cell: MemoryCell, state: MemoryState, inputs: Tensor, labels: Tensor) -> float:
@@ -144,7 +82,7 @@ def test_the_scan_equals_the_plain_cell(
     torch.manual_seed(seed)
     slots = options["read_heads"] + more_slots
     cell = lrua_cell(INPUT, WAY, **options, num_slots=slots, add_vector=kind[0], tie=kind[1])
-    state, (inputs, labels) = used_state(cell, batch), sequences(batch, steps)
+    state, (inputs, labels) = used_lrua(cell, batch), sequences(batch, steps)
     with plain_torch():
         assume(nearest_usages(cell, state, inputs, labels) > 1e-5)
         plain = run(cell, state, inputs, labels, [steps])
@@ -177,7 +115,7 @@ def test_from_an_empty_memory_until_it_overflows(options: dict[str, Any], steps:
 def test_pieces_give_what_the_whole_gives(controller: str) -> None:
     torch.manual_seed(0)
     cell = lrua_cell(INPUT, WAY, **(STRONG | {"controller": controller, "hidden_size": 30}))
-    state, (inputs, labels) = used_state(cell, 3), sequences(3, 20)
+    state, (inputs, labels) = used_lrua(cell, 3), sequences(3, 20)
     assert_equal(run(cell, state, inputs, labels, [1, 12, 7]), run(cell, state, inputs, labels, [20]))
 
 
