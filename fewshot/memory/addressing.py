@@ -1,6 +1,7 @@
 """Addressing: how a head finds its slots, by content and by location.
 
-By content (Graves et al. 2014, arXiv:1410.5401, equations 5 and 6; Santoro et al. 2016, equations 2 and 3):
+By content (Graves et al. 2014, arXiv:1410.5401, equations 5 and 6; Santoro et al. 2016, equations 2 and 3;
+the mask: Csordas and Schmidhuber 2019, arXiv:1904.10278):
 
 | name       | symbol | equation                                   | shape               |
 |------------|--------|--------------------------------------------|---------------------|
@@ -8,6 +9,7 @@ By content (Graves et al. 2014, arXiv:1410.5401, equations 5 and 6; Santoro et a
 | key        | k      |                                            | (batch, head, word) |
 | similarity | K      | k . M(i) / (|k| |M(i)|)                    | (batch, head, slot) |
 | strength   | beta   | 1 in Santoro et al.; learned in the NTM    | (batch, head)       |
+| mask       | m      | m k and m M(i) in place of k and M(i)      | (batch, head, word) |
 | weights    | w^c    | exp(beta K(i)) / sum over j exp(beta K(j)) | (batch, head, slot) |
 
 By location, from where the head was one step before (Graves et al. 2014, equations 7 to 9; slots in a ring):
@@ -34,18 +36,32 @@ def inverse_length(vectors: Tensor) -> Tensor:
     return torch.rsqrt(vectors.square().sum(-1) + EPSILON**2)
 
 
-def cosine_similarity(key: Tensor, memory: Tensor, strength: Tensor | None = None) -> Tensor:
-    """Cosine of every key with every slot, times strength, (batch, head, slot); 0 with an empty slot."""
+def cosine_similarity(
+    key: Tensor, memory: Tensor, strength: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """Cosine of every key with every slot, times strength, (batch, head, slot); 0 with an empty slot.
+
+    mask: how much each number of a word counts; None: all of them. The memory is not masked head by head: the
+    masked lengths of all its words are one product of squares.
+    """
+    if mask is None:
+        scaled, inverse = key, inverse_length(memory).unsqueeze(1)
+    else:
+        key = key * mask
+        scaled = key * mask
+        inverse = torch.rsqrt(torch.bmm(mask.square(), memory.square().mT) + EPSILON**2)
     scale = inverse_length(key) if strength is None else strength * inverse_length(key)
-    return torch.bmm(key * scale.unsqueeze(-1), memory.mT) * inverse_length(memory).unsqueeze(1)
+    return torch.bmm(scaled * scale.unsqueeze(-1), memory.mT) * inverse
 
 
-def content_weights(key: Tensor, memory: Tensor, strength: Tensor | None = None) -> Tensor:
+def content_weights(
+    key: Tensor, memory: Tensor, strength: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
     """Attention of every head over the slots, (batch, head, slot); sums to 1 over the slots.
 
     Without a strength it is nearly flat: a bare cosine gives the best of 128 slots a weight of 0.05 at most.
     """
-    return torch.softmax(cosine_similarity(key, memory, strength), dim=-1)
+    return torch.softmax(cosine_similarity(key, memory, strength, mask), dim=-1)
 
 
 def interpolate(content: Tensor, previous: Tensor, gate: Tensor) -> Tensor:

@@ -15,31 +15,38 @@ from fewshot.memory.addressing import content_weights, cosine_similarity, interp
 Array = NDArray[np.float64]
 
 
-def slow_weights(key: Array, memory: Array, strength: Array | None) -> Array:
-    """Softmax over slots of strength times cosine, one number at a time."""
+def slow_weights(key: Array, memory: Array, strength: Array | None, mask: Array | None) -> Array:
+    """Softmax over slots of strength times cosine of what is masked, one number at a time."""
     batch, heads, _ = key.shape
     weights = np.zeros((batch, heads, memory.shape[1]))
     for b in range(batch):
         for head in range(heads):
             scores = []
+            share = 1.0 if mask is None else mask[b, head]
             for slot in range(memory.shape[1]):
-                dot = sum(x * y for x, y in zip(key[b, head], memory[b, slot], strict=True))
-                lengths = math.hypot(*key[b, head]) * math.hypot(*memory[b, slot])
+                asked, words = share * key[b, head], share * memory[b, slot]
+                dot = sum(x * y for x, y in zip(asked, words, strict=True))
+                lengths = math.hypot(*asked) * math.hypot(*words)
                 scores.append(dot / lengths * (1.0 if strength is None else strength[b, head]))
             total = sum(math.exp(score) for score in scores)
             weights[b, head] = [math.exp(score) / total for score in scores]
     return weights
 
 
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("with_strength", [False, True])
-def test_weights_equal_the_slow_twin(with_strength: bool) -> None:
+def test_weights_equal_the_slow_twin(with_strength: bool, masked: bool) -> None:
     random = np.random.default_rng(0)
     key, memory = random.normal(size=(3, 2, 5)), random.normal(size=(3, 7, 5))
     strength = random.uniform(1, 10, size=(3, 2)) if with_strength else None
+    mask = random.uniform(size=(3, 2, 5)) if masked else None
     weights = content_weights(
-        torch.tensor(key), torch.tensor(memory), None if strength is None else torch.tensor(strength)
+        torch.tensor(key),
+        torch.tensor(memory),
+        None if strength is None else torch.tensor(strength),
+        None if mask is None else torch.tensor(mask),
     )
-    np.testing.assert_allclose(weights.numpy(), slow_weights(key, memory, strength), rtol=1e-10)
+    np.testing.assert_allclose(weights.numpy(), slow_weights(key, memory, strength, mask), rtol=1e-10)
 
 
 def test_a_planted_key_finds_its_slot() -> None:
@@ -51,6 +58,19 @@ def test_a_planted_key_finds_its_slot() -> None:
     weights = content_weights(key, memory, torch.full((1, 2), 20.0))
     assert weights.argmax(-1).tolist() == [[17, 90]]
     assert weights.amax(-1).min() > 0.99
+
+
+def test_what_a_mask_covers_does_not_count() -> None:
+    """Each head covers another half of the word, in which only one of the slots is as the key."""
+    torch.manual_seed(0)
+    key = torch.randn(1, 1, 6).expand(1, 2, 6)
+    memory = torch.randn(1, 5, 6)
+    memory[0, 1, :3], memory[0, 4, 3:] = key[0, 0, :3], key[0, 0, 3:]
+    mask = torch.tensor([[[1.0, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1]]])
+    similarity = cosine_similarity(key, memory, mask=mask)
+    torch.testing.assert_close(similarity[0, [0, 1], [1, 4]], torch.ones(2))
+    assert similarity.argmax(-1).tolist() == [[1, 4]]
+    assert cosine_similarity(key, memory, mask=torch.zeros(1, 2, 6)).eq(0).all()
 
 
 def test_without_strength_even_a_perfect_match_is_read_faintly() -> None:
@@ -92,6 +112,8 @@ def test_gradient() -> None:
     strength = torch.rand(2, 2, dtype=torch.double) + 1
     inputs = tuple(tensor.requires_grad_() for tensor in (key, memory, strength))
     assert torch.autograd.gradcheck(content_weights, inputs)
+    mask = torch.rand(2, 2, 3, dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradcheck(content_weights, (*inputs, mask))
 
 
 # --- By location --------------------------------------------------------------------------------------------
