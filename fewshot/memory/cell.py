@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewshot.kernels.lrua import ScanOptions, ScanState
 from fewshot.memory.controllers import (
     CONTROLLERS,
     Controller,
@@ -27,8 +26,7 @@ from fewshot.memory.controllers import (
     LstmController,
 )
 from fewshot.memory.external import Access, ExternalMemory
-from fewshot.memory.lrua import LruaState
-from fewshot.memory.scan import best_scan
+from fewshot.memory.scan import scan_of
 
 Intervention = Literal["none", "zero_reads", "wipe_memory", "zero_controller", "shuffle_keys"]
 """What is broken on purpose at every step, to see what the answers owe to it: the words that the heads read
@@ -144,55 +142,58 @@ class MemoryCell(Cell):
     def forward(
         self, state: MemoryState, inputs: Tensor, previous_labels: Tensor
     ) -> tuple[Tensor, MemoryState]:
+        projected, offsets, content = self._ahead(state, inputs, previous_labels)
+        recurrent = torch.cat([state.controller.hidden, state.reads.flatten(1)], dim=-1)
+        start = (recurrent, state.controller.cell, *state.access)
         options = self.memory.kernel_options(self.controller.kind)
-        if options is None or self.intervention != "none":
-            outputs, _, state = self.watch(state, inputs, previous_labels)
+        scan = scan_of(options, start, projected, offsets) if self.intervention == "none" else None
+        if scan is None:
+            outputs, _, state = self._walk(state, projected, offsets, content)
             return outputs, state
-        return self._scan(options, state, inputs, previous_labels)
+        weights = self.controller.recurrent_weight, self.interface.weight
+        outputs, (recurrent, cell, *access) = scan(projected, offsets, *weights)
+        hidden, reads = recurrent.tensor_split([state.controller.hidden.shape[1]], dim=1)
+        return outputs, MemoryState(
+            controller=ControllerState(hidden, cell),
+            access=type(state.access)(*access),
+            reads=reads.reshape(state.reads.shape),
+            content=content,
+        )
 
     def watch(
         self, state: MemoryState, inputs: Tensor, previous_labels: Tensor
     ) -> tuple[Tensor, list[Access], MemoryState]:
         """`forward` step by step, which also gives what the memory did at each step."""
-        projected = self.controller.project(torch.cat([inputs, previous_labels], dim=-1))
-        offsets, last_content = self._interface_offsets(state.content, inputs, previous_labels)
+        return self._walk(state, *self._ahead(state, inputs, previous_labels))
+
+    def _walk(
+        self, state: MemoryState, projected: Tensor, offsets: Tensor, last_content: Tensor
+    ) -> tuple[Tensor, list[Access], MemoryState]:
         controller, memory, reads, _ = state
-        outputs, accesses = [], []
+        outputs, accesses, batch = [], [], len(projected)
         for gates, offset in zip(projected.unbind(1), offsets.unbind(1), strict=True):
             if self.intervention == "zero_controller":
-                controller = self.controller.start(len(inputs))
+                controller = self.controller.start(batch)
             if self.intervention == "wipe_memory":
-                memory = self.memory.start(len(inputs), self.interface.bias)
+                memory = self.memory.start(batch, self.interface.bias)
             hidden, controller = self.controller.step(gates, controller, reads.flatten(1))
             interface = torch.addmm(offset, hidden, self.interface.weight.t())
             access = self.memory.step(memory, interface)
             memory, reads = access.state, access.reads
             if self.intervention == "wipe_memory":
-                access = access._replace(kept=reads.new_zeros(len(inputs), self.memory.num_slots))
+                access = access._replace(kept=reads.new_zeros(batch, self.memory.num_slots))
             if self.intervention == "zero_reads":
                 reads = torch.zeros_like(reads)
             outputs.append(torch.cat([hidden, reads.flatten(1)], dim=-1))
             accesses.append(access)
         return torch.stack(outputs, dim=1), accesses, MemoryState(controller, memory, reads, last_content)
 
-    def _scan(
-        self, options: ScanOptions, state: MemoryState, inputs: Tensor, previous_labels: Tensor
-    ) -> tuple[Tensor, MemoryState]:
-        """`forward` of a least recently used memory: the whole sequence by the fastest path there is."""
+    def _ahead(
+        self, state: MemoryState, inputs: Tensor, previous_labels: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What no step waits for: the controller's gates and the interface so far, and the last content."""
         projected = self.controller.project(torch.cat([inputs, previous_labels], dim=-1))
-        offsets, content = self._interface_offsets(state.content, inputs, previous_labels)
-        recurrent = torch.cat([state.controller.hidden, state.reads.flatten(1)], dim=-1)
-        start = ScanState(recurrent, state.controller.cell, *state.access)
-        weights = self.controller.recurrent_weight, self.interface.weight
-        scan = best_scan(options, start, projected, offsets)
-        outputs, last = scan(projected, offsets, *weights, start, options)
-        hidden, reads = last.recurrent.tensor_split([state.controller.hidden.shape[1]], dim=1)
-        return outputs, MemoryState(
-            controller=ControllerState(hidden, last.cell),
-            access=LruaState(last.memory, last.read_weights, last.usage),
-            reads=reads.reshape(state.reads.shape),
-            content=content,
-        )
+        return projected, *self._interface_offsets(state.content, inputs, previous_labels)
 
     def _interface_offsets(
         self, last_content: Tensor, inputs: Tensor, previous_labels: Tensor

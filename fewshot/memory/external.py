@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from fewshot.kernels.dnc import DncOptions
 from fewshot.kernels.lrua import ScanOptions
 
 INITIAL_WORD = 1e-6
@@ -78,7 +79,7 @@ class ExternalMemory(nn.Module, ABC):
         """(controls,): what the controls' bias starts from; None for what the library draws."""
         return None
 
-    def kernel_options(self, controller: str) -> ScanOptions | None:
+    def kernel_options(self, controller: str) -> ScanOptions | DncOptions | None:
         """How a kernel runs a whole sequence with this kind of controller; None: step by step."""
         return None
 

@@ -9,12 +9,14 @@ takes less time than it takes to ask for it, one fused kernel does.
 import functools
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewshot.kernels import lrua
+from fewshot.kernels import dnc, lrua
+from fewshot.kernels.dnc import DncOptions, DncScanState
 from fewshot.kernels.lrua import ScanOptions, ScanState
 from fewshot.kernels.native import kernels_wanted
 from fewshot.memory.controllers import feedforward_step, lstm_step
@@ -68,8 +70,26 @@ def _access(access: LruaState, interface: Tensor, options: ScanOptions) -> Acces
     )
 
 
+def scan_of(
+    options: ScanOptions | DncOptions | None, start: tuple[Tensor, ...], *sequences: Tensor
+) -> Callable[..., tuple[Tensor, tuple[Tensor, ...]]] | None:
+    """The fastest path over a whole sequence that these tensors can take; None: step by step.
+
+    start: what the controller is fed with besides its input, its cell, and the parts of the memory's state;
+    what is given back takes projected, offsets and weights, and gives the outputs and the like of start.
+    """
+    match options:
+        case ScanOptions():
+            state = ScanState(*start)
+            scan: Callable[..., tuple[Tensor, ScanState]] = best_scan(options, state, *sequences)
+            return partial(scan, state=state, options=options)
+        case DncOptions() if dnc.can_scan(*start, *sequences):
+            return partial(dnc.scan, state=DncScanState(*start), options=options)
+    return None
+
+
 def best_scan(options: ScanOptions, state: ScanState, *sequences: Tensor) -> Scan:
-    """The fastest path that these tensors can take."""
+    """The fastest path that these tensors can take with a least recently used memory."""
     if lrua.can_scan(state, *sequences):
         return lrua.scan
     if state.memory.is_cuda and lrua.is_usual(state, *sequences) and kernels_wanted():
