@@ -18,6 +18,7 @@ from fewshot.learners.count_guesser import CountGuesser
 from fewshot.learners.lstm import Lstm
 from fewshot.learners.maml import Fomaml, Maml
 from fewshot.learners.mann import Mann
+from fewshot.learners.mann_dnc import MannDnc
 from fewshot.learners.mann_ntm import MannNtm
 from fewshot.learners.mann_paper import MannPaper
 from fewshot.learners.mann_sparse import MannSparse
@@ -30,6 +31,7 @@ _CLASSES: dict[str, type[Learner]] = {
     "lstm": Lstm,
     "maml": Maml,
     "mann": Mann,
+    "mann_dnc": MannDnc,
     "mann_ntm": MannNtm,
     "mann_paper": MannPaper,
     "mann_sparse": MannSparse,

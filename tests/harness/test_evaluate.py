@@ -339,6 +339,7 @@ def test_episodes_follow_the_learner_to_its_device(pool, protocol):
 SMALL = {
     "prototypical": {"widths": (4, 6)},
     "mann": {"widths": (4,), "hidden_size": 8, "num_slots": 12, "word_size": 4, "read_heads": 2},
+    "mann_dnc": {"widths": (4,), "hidden_size": 8, "num_slots": 12, "word_size": 4, "read_heads": 2},
     "mann_ntm": {"widths": (4,), "hidden_size": 8, "num_slots": 12, "word_size": 4},
     "mann_paper": {"hidden_size": 8},
     "mann_sparse": {"widths": (4,), "hidden_size": 8, "num_slots": 12, "word_size": 4},

@@ -43,6 +43,13 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         SMALL | {"embedding_size": 8, "hidden_size": 16, "num_slots": 24, "word_size": 6, "read_heads": 2},
         STREAM,
     ),
+    "mann_dnc": (
+        "mann_dnc",
+        SMALL
+        | {"embedding_size": 8, "hidden_size": 16, "num_slots": 24, "word_size": 6, "read_heads": 2}
+        | {"links": True},
+        STREAM,
+    ),
     "mann_ntm": (
         "mann_ntm",
         SMALL | {"embedding_size": 8, "hidden_size": 16, "num_slots": 24, "word_size": 6, "read_heads": 2},

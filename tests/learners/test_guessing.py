@@ -38,6 +38,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "lstm": MEMORY,
     "maml": {"widths": [4, 8]},
     "mann": MEMORY | {"num_slots": 24, "word_size": 12},
+    "mann_dnc": MEMORY | {"num_slots": 24, "word_size": 12},
     "mann_ntm": MEMORY | {"num_slots": 24, "word_size": 12},
     "mann_paper": {"hidden_size": 24},
     "mann_sparse": MEMORY | {"num_slots": 24, "word_size": 12},
@@ -55,6 +56,7 @@ STREAM_TRAINING = KSHOT_TRAINING | {"episodes": {"protocol": "stream", "way": WA
 TRAINING = {
     "lstm": STREAM_TRAINING,
     "mann": STREAM_TRAINING | {"batch": 16, "steps": 200},  # enough to use its memory
+    "mann_dnc": STREAM_TRAINING,
     "mann_ntm": STREAM_TRAINING,
     "mann_paper": STREAM_TRAINING,
     "mann_sparse": STREAM_TRAINING,

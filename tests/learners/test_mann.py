@@ -14,6 +14,7 @@ from fewshot.errors import LearnerError
 from fewshot.learners.base import Learner
 from fewshot.learners.lstm import Lstm
 from fewshot.learners.mann import Mann
+from fewshot.learners.mann_dnc import MannDnc
 from fewshot.learners.mann_ntm import MannNtm
 from fewshot.learners.mann_paper import MannPaper
 from fewshot.learners.mann_sparse import MannSparse
@@ -33,6 +34,9 @@ def build(name: str, seed: int = 0) -> Learner:
         "mann_address_first": lambda: Mann(
             SHAPE, 3, **SMALL, num_slots=12, word_size=5, order="address_first"
         ),
+        "mann_dnc": lambda: MannDnc(SHAPE, 3, **SMALL, num_slots=12, word_size=5, read_heads=3),
+        "mann_dnc_links": lambda: MannDnc(SHAPE, 3, **SMALL, num_slots=12, word_size=5, links=True),
+        "mann_dnc_gru": lambda: MannDnc(SHAPE, 3, **SMALL, num_slots=12, controller="gru", tie=False),
         "mann_ntm": lambda: MannNtm(
             SHAPE, 3, **SMALL, num_slots=12, word_size=5, read_heads=3, write_heads=2
         ),
@@ -52,6 +56,9 @@ NAMES = [
     "mann_no_batch_norm",
     "mann_key",
     "mann_address_first",
+    "mann_dnc",
+    "mann_dnc_links",
+    "mann_dnc_gru",
     "mann_ntm",
     "mann_ntm_gru",
     "mann_paper",
@@ -190,6 +197,8 @@ def test_options_that_make_no_network_are_one_line(options: dict[str, Any], says
         with pytest.raises(LearnerError, match=f"^{says}$"):
             MannNtm(SHAPE, 3, **options)
         with pytest.raises(LearnerError, match=f"^{says}$"):
+            MannDnc(SHAPE, 3, **options)
+        with pytest.raises(LearnerError, match=f"^{says}$"):
             MannSparse(SHAPE, 3, **options)
 
 
@@ -278,8 +287,8 @@ def test_one_departure_at_a_time_from_the_paper(change: dict[str, Any]) -> None:
     assert telling_options(MannPaper, change) == told | change
 
 
-@pytest.mark.parametrize("kind", [Mann, MannNtm])
-def test_it_learns_to_name_what_it_has_seen_once(kind: type[Mann | MannNtm]) -> None:
+@pytest.mark.parametrize("kind", [Mann, MannDnc, MannNtm])
+def test_it_learns_to_name_what_it_has_seen_once(kind: type[Mann | MannDnc | MannNtm]) -> None:
     """Classes are fresh noise in every episode, so only what was stored inside it can name them."""
     torch.manual_seed(0)
     learner = kind(SHAPE, 3, **(SMALL | {"embedding_size": 16}), num_slots=16, word_size=12).train()

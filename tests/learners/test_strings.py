@@ -24,6 +24,7 @@ SHAPE = (1, 8, 8)
 SMALL: dict[str, dict[str, Any]] = {
     "lstm": {"widths": (4, 4), "hidden_size": 12},
     "mann": {"widths": (4, 4), "hidden_size": 12, "num_slots": 8, "word_size": 5, "read_heads": 2},
+    "mann_dnc": {"widths": (4, 4), "hidden_size": 12, "num_slots": 8, "word_size": 5, "read_heads": 2},
     "mann_ntm": {"widths": (4, 4), "hidden_size": 12, "num_slots": 8, "word_size": 5, "read_heads": 2},
     "mann_paper": {"hidden_size": 12},
     "mann_sparse": {"widths": (4, 4), "hidden_size": 12, "num_slots": 8, "word_size": 5, "read_heads": 2},
