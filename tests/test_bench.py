@@ -20,6 +20,7 @@ from PIL import Image
 from benchmarks.speed import __main__ as bench
 from benchmarks.speed import cost, peers, plots, sparse_step, time_to_accuracy
 from benchmarks.speed.cost import Cost
+from benchmarks.speed.dnc_step import Network, interface_rows, peer_weights
 from benchmarks.speed.evaluation import class_by_class
 from benchmarks.speed.lrua_step import plain_weights
 from benchmarks.speed.measure import COLUMNS, Rounds, Row, interleave, to_csv
@@ -285,6 +286,24 @@ def test_the_plain_network_is_ours(setting: Setting) -> None:
     images = torch.rand(3, 1, 28, 28)
     with torch.no_grad():
         torch.testing.assert_close(conv4(block_weights(learner)).eval()(images), learner.backbone(images))
+
+
+def test_the_peers_computer_is_given_all_of_our_weights() -> None:
+    """In the shapes that its class has; whether they mean the same there, the first losses say."""
+    network = Network(7, hidden_size=5, num_slots=6, word_size=4, read_heads=2)
+    interface = 2 * 4 + 3 * 4 + 5 * 2 + 3
+    given = peer_weights(network)
+    lstm = {name.rpartition(".")[2]: tuple(part.shape) for name, part in given.items() if "lstm" in name}
+    assert (lstm["weight_ih_l0"], lstm["weight_hh_l0"]) == ((20, 7 + 8), (20, 5))
+    assert lstm["bias_ih_l0"] == lstm["bias_hh_l0"] == (20,)
+    assert given["rnn_layer_memory_shared.interface_weights.weight"].shape == (interface, 5)
+    assert given["output.weight"].shape == (7, 5 + 8)
+    rows = interface_rows(2, 4)
+    assert rows.sort().values.tolist() == list(range(interface))
+    places = rows.argsort().unsqueeze(0) / interface  # the least is the peer's first
+    asked = network.cell.memory.asked(places)
+    assert asked.read_keys.argmin() == 0
+    assert asked.read_modes.argmax(-1).tolist() == [[1, 1]]  # the peer's content mode is its last
 
 
 # --- A memory filled beforehand -----------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.speed import (
     cost,
+    dnc_step,
     episodes,
     evaluation,
     lrua_step,
@@ -49,6 +50,7 @@ STAGES = (
     Stage("prototypical_step", prototypical_step.measure, 40, 10),
     Stage("maml_step", maml_step.measure, 80, 20),
     Stage("lrua_step", lrua_step.measure, 40, 10),
+    Stage("dnc_step", dnc_step.measure, 20, 6),
     Stage("sparse_step", sparse_step.measure, 60, 45),
     Stage("time_to_accuracy", time_to_accuracy.measure, 400, 1),
 )

@@ -87,15 +87,10 @@ def plain_weights(learner: MannPaper) -> dict[str, Tensor]:
     bias = ours["cell.controller.input_gates.bias"]
     words = learner.cell.interface.out_features - learner.cell.memory.read_heads
 
-    def reordered(gates: Tensor) -> Tensor:
-        """Ours are forget, input, output, candidate; those of `LSTMCell` input, forget, candidate, output."""
-        forget, write, show, candidate = gates.chunk(4)
-        return torch.cat([write, forget, candidate, show])
-
     return {
-        "controller.weight_ih": reordered(inputs),
-        "controller.weight_hh": reordered(recurrent[:, :hidden]),
-        "controller.bias_ih": reordered(bias),
+        "controller.weight_ih": library_gates(inputs),
+        "controller.weight_hh": library_gates(recurrent[:, :hidden]),
+        "controller.bias_ih": library_gates(bias),
         "controller.bias_hh": torch.zeros_like(bias),
         "key.weight": ours["cell.interface.weight"][:words].clone(),
         "key.bias": ours["cell.interface.bias"][:words].clone(),
@@ -104,3 +99,9 @@ def plain_weights(learner: MannPaper) -> dict[str, Tensor]:
         "output.weight": ours["output.weight"],
         "output.bias": ours["output.bias"],
     }
+
+
+def library_gates(gates: Tensor) -> Tensor:
+    """Ours are forget, input, output, candidate; those of torch's LSTM input, forget, candidate, output."""
+    forget, write, show, candidate = gates.chunk(4)
+    return torch.cat([write, forget, candidate, show])

@@ -283,6 +283,32 @@ def plain_lrua(step: str, threads: int, device: str, cosine: Literal["library", 
     return Peer(repeated(train), {"loss": float(train())})
 
 
+def dnc_memory(step: str, threads: int, sizes: dict[str, int]) -> Peer:
+    """The package's `DNC` in the loop of its README, given back the vectors that it was shown.
+
+    Its controller's start is given, as it would draw one at random.
+    """
+    from dnc import DNC
+
+    torch.set_num_threads(threads)
+    given = torch.load(step, weights_only=True)
+    vectors, hidden = given["vectors"], given["weights"]["lstm_layer_0.weight_hh_l0"].shape[1]
+    model = DNC(vectors.shape[2], hidden, num_layers=1, num_hidden_layers=1, **sizes)
+    model.load_state_dict(given["weights"])
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    start = torch.zeros(1, len(vectors), hidden)
+
+    def train() -> Tensor:
+        optimizer.zero_grad()
+        outputs, _ = model(vectors, ([(start, start)], None, None), reset_experience=True)
+        loss = F.mse_loss(outputs, vectors)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        return loss.detach()
+
+    return Peer(repeated(train), {"loss": float(train())})
+
+
 PEERS: dict[str, Callable[..., Peer]] = {
     peer.__name__: peer
     for peer in (
@@ -293,6 +319,7 @@ PEERS: dict[str, Callable[..., Peer]] = {
         plain_prototypical,
         learn2learn_maml,
         plain_lrua,
+        dnc_memory,
     )
 }
 

@@ -1,6 +1,6 @@
 """The peers' environment, built once and kept in the cache, and a peer at work in a process of its own.
 
-None of the peers runs as published on a current Python and torch. learn2learn's Cython files are compiled
+Of the peers only dnc runs as published on a current Python and torch. learn2learn's Cython files are compiled
 again; what torchmeta and easyfsl miss is given to them by `peer_worker.py` when it starts them, so that the
 installed files are the published ones. The environment sees the running one's packages: torch is neither
 installed twice nor of another version.
@@ -25,7 +25,7 @@ from fewshot.data.locations import cache_root
 from fewshot.harness.record import replace_file
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-VERSIONS = {"learn2learn": "0.2.0", "torchmeta": "1.8.0", "easyfsl": "1.5.0"}
+VERSIONS = {"learn2learn": "0.2.0", "torchmeta": "1.8.0", "easyfsl": "1.5.0", "dnc": "1.1.0"}
 RECIPE = 1
 """Raised by hand when an environment built before is not good enough any more."""
 
@@ -138,6 +138,11 @@ def _install_easyfsl(python: Path) -> None:
     _pip(python, "install", _requirement("easyfsl"))
 
 
+def _install_dnc(python: Path) -> None:
+    """Without flann, which its sparse memories search with: what is measured needs none."""
+    _pip(python, "install", "--no-deps", _requirement("dnc"))
+
+
 def _install_torchmeta(python: Path) -> None:
     """Without its dependencies, which exclude any torch of this decade; those that it needs are named."""
     _pip(python, "install", "h5py", "ordered-set", "requests", "tqdm")
@@ -164,6 +169,7 @@ _RECIPES: dict[str, Callable[[Path], None]] = {
     "learn2learn": _install_learn2learn,
     "torchmeta": _install_torchmeta,
     "easyfsl": _install_easyfsl,
+    "dnc": _install_dnc,
 }
 
 

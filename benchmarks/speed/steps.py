@@ -36,17 +36,21 @@ def timed(step: Callable[[], object], device: str = "cpu") -> Side:
 
 def training_step(learner: Learner, batch: EpisodeBatch) -> Callable[[], Tensor]:
     """One update of the weights as `fewshot.train` makes it, always on the same batch; gives the loss."""
+    return update(learner.train(), lambda: learner.loss(batch))
+
+
+def update(network: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """The same of any network, which lowers this loss."""
     settings = TrainSettings()
-    optimizer = make_optimizer(learner, settings)
-    learner.train()
+    optimizer = make_optimizer(network, settings)
 
     def step() -> Tensor:
         optimizer.zero_grad(set_to_none=True)
-        loss = learner.loss(batch)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(learner.parameters(), settings.clip_norm)
+        found = loss()
+        found.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(network.parameters(), settings.clip_norm)
         optimizer.step()
-        return loss.detach()
+        return found.detach()
 
     return step
 

@@ -338,9 +338,9 @@ class _Run:
         self.step, self.best = state["step"], state["best"]
 
 
-def make_optimizer(learner: Learner, settings: TrainSettings) -> torch.optim.Optimizer:
+def make_optimizer(network: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
     """What takes the steps of a run."""
-    parameters = list(learner.parameters())
+    parameters = list(network.parameters())
     if settings.optimizer == "adam":
         return torch.optim.Adam(parameters, lr=settings.learning_rate, fused=True)
     # Santoro et al. 2016, as far as their settings are known.
