@@ -24,7 +24,7 @@ from fewshot.harness.plan import (
     training_key,
 )
 from fewshot.harness.processes import prepare_process
-from fewshot.harness.record import Record, provenance, replace_file, write_answers
+from fewshot.harness.record import Record, provenance, replace_file, write_answers, write_draws
 from fewshot.harness.train import (
     TRAINING_VERSION,
     CurveRow,
@@ -112,7 +112,7 @@ def make_checkpoint(job: Job, split: Split, train_key: str, report: Report) -> T
     if kind.trainable:
         replace_file(job.curve, _curve(job, log).encode())
     draws = draw_rows(log, split, settings)
-    replace_file(job.draws, "".join(f"{side}\t{name}\t{count}\n" for side, name, count in draws).encode())
+    write_draws(job.draws, draws)
     state.unlink(missing_ok=True)
     return log
 

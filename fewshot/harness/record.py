@@ -5,6 +5,7 @@ torch: tables and plots read records in a moment, on machines that could not tra
 """
 
 import contextlib
+import gzip
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -295,7 +297,24 @@ def read_records(folder: Path) -> list[Record]:
 
 def draws_beside(checkpoint: Path) -> Path:
     """The log of the classes that the training of a checkpoint of a results folder drew."""
-    return checkpoint.parents[1] / "draws" / f"{checkpoint.stem}.tsv"
+    return checkpoint.parents[1] / "draws" / f"{checkpoint.stem}.tsv.gz"
+
+
+def write_draws(path: Path, draws: Sequence[tuple[str, str, int]]) -> None:
+    """Write the log of draws: a row (side, class name, times drawn) for each class."""
+    text = "".join(f"{side}\t{name}\t{count}\n" for side, name, count in draws)
+    replace_file(path, gzip.compress(text.encode(), mtime=0))
+
+
+def read_draws(path: Path) -> list[tuple[str, str, int]]:
+    """The rows of a log of draws; RecordError where it is missing or no such log."""
+    try:
+        lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+        return [(side, name, int(count)) for side, name, count in (line.split("\t") for line in lines)]
+    except FileNotFoundError:
+        raise RecordError(f"{path} is missing: it says which classes were drawn; restore it") from None
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise RecordError(f"{path} is not the log of classes that was recorded: {error}") from error
 
 
 def write_answers(path: Path, table: pa.Table) -> str:

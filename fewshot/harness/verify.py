@@ -35,6 +35,7 @@ from fewshot.harness.record import (
     answer_columns,
     draws_beside,
     read_answers,
+    read_draws,
     read_records,
 )
 from fewshot.harness.statistics import summarise
@@ -170,13 +171,7 @@ def _recorded_learner(folder: Path, record: Record) -> Learner:
         if recorded[name] != value:
             raise RecordError(f"the record says {name} {recorded[name]!r}, the checkpoint {value!r}")
     draws = draws_beside(path)
-    if not draws.is_file():
-        raise RecordError(f"{draws} is missing: it says which classes were drawn")
-    try:
-        lines = draws.read_text(encoding="utf-8").splitlines()
-        rows = [(side, name, int(count)) for side, name, count in (line.split("\t") for line in lines)]
-    except ValueError as error:
-        raise RecordError(f"{draws} is not the log of classes that was recorded: {error}") from error
+    rows = read_draws(draws)
     if draws_digest(rows) != record.train_classes_digest:
         raise RecordError(f"{draws} is not the log of classes that was recorded: its digest differs")
     if any(side == "test" for side, *_ in rows):

@@ -15,7 +15,7 @@ from fewshot.harness import run as running
 from fewshot.harness.config import Suite, parse_suite, read_suite
 from fewshot.harness.job import Update
 from fewshot.harness.plan import Job, load_split, training_key
-from fewshot.harness.record import RECORDS_FILE, Record, read_answers, read_records
+from fewshot.harness.record import RECORDS_FILE, Record, read_answers, read_draws, read_records
 from fewshot.harness.run import run_suite, train_learner
 from fewshot.harness.verify import verify_records
 
@@ -122,12 +122,13 @@ def test_a_suite_has_a_record_for_each_learner_seed_and_test(suite: Suite, tiny_
 def test_curves_and_draws_lie_beside_the_records(tiny_results: Path) -> None:
     stems = {"prototypical-0", "lstm-0", "lstm-1"}
     assert {path.stem for path in (tiny_results / "curves").iterdir()} == stems
-    assert {path.stem for path in (tiny_results / "draws").iterdir()} == stems | {"nearest_neighbour-0"}
+    logs = {f"{stem}.tsv.gz" for stem in stems | {"nearest_neighbour-0"}}
+    assert {path.name for path in (tiny_results / "draws").iterdir()} == logs
     curve = (tiny_results / "curves" / "lstm-1.csv").read_text().splitlines()
     assert curve[0] == "learner,train_seed,step,episodes,seconds,loss,val_accuracy,val_second"
     assert [line.split(",")[:4] for line in curve[1:]] == [["lstm", "1", "3", "6"], ["lstm", "1", "6", "12"]]
-    sides = {line.split("\t")[0] for line in (tiny_results / "draws" / "lstm-0.tsv").read_text().splitlines()}
-    assert sides == {"train", "val"}
+    drawn = read_draws(tiny_results / "draws" / "lstm-0.tsv.gz")
+    assert {side for side, _, _ in drawn} == {"train", "val"}
 
 
 def test_processes_side_by_side_give_the_same_figures_and_none_costs_another_its_records(
@@ -537,10 +538,10 @@ def test_weights_of_another_checkpoint_answer_under_their_own_name(
             }
         ],
     )
-    with pytest.raises(RecordError, match=r"prototypical-7\.tsv is missing: it says which classes"):
+    with pytest.raises(RecordError, match=r"prototypical-7\.tsv\.gz is missing: it says which classes"):
         run_suite(seeds, tmp_path / "seeds", jobs=1)
     draws = weights.parents[1] / "draws"
-    (draws / "prototypical-7.tsv").write_bytes((draws / "prototypical-0.tsv").read_bytes())
+    shutil.copy(draws / "prototypical-0.tsv.gz", draws / "prototypical-7.tsv.gz")
     both = run_suite(seeds, tmp_path / "seeds", jobs=1)
     assert [Path(str(record.checkpoint)).name for record in both] == [
         f"prototypical-{seed}.safetensors" for seed in (0, 7) for _ in range(len(both) // 2)

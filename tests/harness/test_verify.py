@@ -1,5 +1,6 @@
 """Verification: untouched results agree; whatever is changed in them is noticed and named."""
 
+import gzip
 import json
 import shutil
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from fewshot.harness.record import (
     read_answers,
     read_records,
     write_answers,
+    write_draws,
 )
 from fewshot.harness.statistics import summarise
 from fewshot.harness.train import draws_digest
@@ -111,18 +113,22 @@ def test_a_changed_interval_is_noticed(results: Path, field: str) -> None:
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        ("train\tsomething\t3\n", "is not the log of classes that was recorded"),
-        ("no log\n", "is not the log of classes that was recorded"),
-        ("", "is not the log of classes that was recorded"),
+        (gzip.compress(b"train\tsomething\t3\n"), "is not the log of classes that was recorded"),
+        (gzip.compress(b"no log\n"), "is not the log of classes that was recorded"),
+        (gzip.compress(b""), "is not the log of classes that was recorded"),
+        (b"train\tsomething\t3\n", "is not the log of classes that was recorded"),
+        (gzip.compress(b"train\tsomething\t3\n")[:-9], "is not the log of classes that was recorded"),
         (None, "is missing: it says which classes were drawn"),
     ],
 )
-def test_a_changed_log_of_the_classes_drawn_is_noticed(results: Path, damage: str | None, says: str) -> None:
-    path = results / "draws" / "prototypical-0.tsv"
+def test_a_changed_log_of_the_classes_drawn_is_noticed(
+    results: Path, damage: bytes | None, says: str
+) -> None:
+    path = results / "draws" / "prototypical-0.tsv.gz"
     if damage is None:
         path.unlink()
     else:
-        path.write_text(damage)
+        path.write_bytes(damage)
     verdicts = list(verify_records(results, jobs=1))
     for verdict in verdicts:
         assert (says in str(verdict.problem)) == (verdict.record.learner == "prototypical")
@@ -131,9 +137,7 @@ def test_a_changed_log_of_the_classes_drawn_is_noticed(results: Path, damage: st
 def test_a_log_that_says_test_classes_were_drawn_is_noticed(results: Path) -> None:
     """Even where the record and the checkpoint were made with it."""
     rows = [("train", "train/00", 3), ("test", "test/00", 1)]
-    (results / "draws" / "nearest_neighbour-0.tsv").write_text(
-        "".join(f"{s}\t{n}\t{c}\n" for s, n, c in rows)
-    )
+    write_draws(results / "draws" / "nearest_neighbour-0.tsv.gz", rows)
     number = number_of(results, "nearest_neighbour", "kshot")
     record = read_records(results)[number]
     path = results / str(record.checkpoint)
