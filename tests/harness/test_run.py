@@ -125,7 +125,8 @@ def test_curves_and_draws_lie_beside_the_records(tiny_results: Path) -> None:
     logs = {f"{stem}.tsv.gz" for stem in stems | {"nearest_neighbour-0"}}
     assert {path.name for path in (tiny_results / "draws").iterdir()} == logs
     curve = (tiny_results / "curves" / "lstm-1.csv").read_text().splitlines()
-    assert curve[0] == "learner,train_seed,step,episodes,seconds,loss,val_accuracy,val_second"
+    assert curve[0] == "learner,train_seed,step,episodes,seconds,loss,val_accuracy,val_second,train_accuracy"
+    assert all(line.endswith(",") for line in curve[1:]), "training classes were not watched"
     assert [line.split(",")[:4] for line in curve[1:]] == [["lstm", "1", "3", "6"], ["lstm", "1", "6", "12"]]
     drawn = read_draws(tiny_results / "draws" / "lstm-0.tsv.gz")
     assert {side for side, _, _ in drawn} == {"train", "val"}

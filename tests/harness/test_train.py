@@ -211,8 +211,9 @@ def test_a_run_saved_before_a_column_was_added_goes_on(
     with pytest.raises(KilledError):
         train(fresh("lstm"), split, settings(episodes=STREAM), state_path=path, on_progress=kill_at(4))
     state = torch.load(path, weights_only=True)
-    ((*older, second),) = state["log"]["curve"]
+    ((*older, second, watched),) = state["log"]["curve"]
     assert second is not None
+    assert watched is None
     state["log"]["curve"] = [tuple(older)]
     torch.save(state, path)
     log = train(fresh("lstm"), split, settings(episodes=STREAM), state_path=path)
