@@ -99,6 +99,6 @@ def with_each(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
     return result
 
 
-def some_episodes(batch: EpisodeBatch, which: slice) -> EpisodeBatch:
+def some_episodes(batch: Batch, which: slice) -> Batch:
     """Those episodes of a batch, as a batch."""
     return with_each(batch, lambda part: part[which])

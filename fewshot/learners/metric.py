@@ -1,16 +1,90 @@
-"""What learners by distance share: scores of classes not seen yet, the distance itself, a loss for encoders.
+"""Learners by distance: an image is named by its score with each class, the greater the nearer.
 
 In a stream, a learner by distance knows nothing of a label that it has not been shown. All such labels
 share one "new" score: an image further than that from every class seen is taken for a new one. The score
 is calibrated once, on validation classes (design decision 3); in K-shot every class is seen and it is never
 used.
+
+To write your own, give a `new_score`, `start`, `embed`, `observe_features` and `scores`.
+
+Beside them is what any encoder can learn by distance from all streams of a batch, `across_episodes_loss`.
 """
+
+from abc import abstractmethod
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from fewshot.episodes.batch import StreamBatch
+from fewshot.episodes.batch import EpisodeBatch, KShotBatch, StreamBatch, some_episodes
+from fewshot.errors import LearnerError
+from fewshot.learners.base import State, name_in_turn
+from fewshot.learners.embedding import EmbeddingLearner, embed_in_parts
+
+EPISODES_AT_ONCE = 8
+"""In calibration: so many streams are scored side by side, to bound the memory."""
+
+
+class MetricLearner(EmbeddingLearner):
+    """A learner that answers by scores; a score of -inf says that a class was not seen.
+
+    new_score: a scalar, a buffer or, where training is to learn it first, a parameter.
+    metric_weight: how much `across_episodes_loss` of the features weighs beside the answers' loss in training
+        on streams; an option may decide it.
+    """
+
+    new_score: Tensor
+    metric_weight: float = 0.0
+
+    @abstractmethod
+    def scores(self, state: State, features: Tensor) -> Tensor:
+        """(batch, image, feature) -> (batch, image, way); -inf for a class not seen."""
+
+    def stream_scores(self, batch: StreamBatch) -> Tensor:
+        """The scores of each image before its label is shown: (batch, length, way). The images are features.
+
+        Override it for speed only.
+        """
+        start = self.start(len(batch.images), batch.way)
+        return name_in_turn(self.scores, self.observe_features, start, batch.images, batch.labels)
+
+    def logits(self, scores: Tensor) -> Tensor:
+        """The scores, with the shared one in place of those of classes not seen."""
+        return torch.where(scores == -torch.inf, self.new_score, scores)
+
+    def predict_features(self, state: State, features: Tensor) -> Tensor:
+        return self.logits(self.scores(state, features))
+
+    def stream_features(self, batch: StreamBatch) -> Tensor:
+        return self.logits(self.stream_scores(batch))
+
+    def loss(self, batch: EpisodeBatch) -> Tensor:
+        """The mean `loss_of_scores` of all answers; support and queries are normalised as one batch."""
+        if not isinstance(batch, KShotBatch):
+            features = self.embed(batch.images)
+            loss = self.loss_of_scores(self.stream_scores(batch._replace(images=features)), batch.labels)
+            if self.metric_weight:
+                loss = loss + self.metric_weight * across_episodes_loss(features, batch)
+            return loss
+        support = batch.support
+        features = self.embed(torch.cat([support.images, batch.query_images], dim=1))
+        shown, asked = features.tensor_split([support.images.shape[1]], dim=1)
+        state = self.adapt_features(support._replace(images=shown))
+        return self.loss_of_scores(self.scores(state, asked), batch.query_labels)
+
+    def loss_of_scores(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """By default the mean cross-entropy, in nats. scores: (batch, image, way); labels: (batch, image)."""
+        return F.cross_entropy(self.logits(scores).flatten(0, 1), labels.flatten())
+
+    @torch.no_grad()
+    def calibrate(self, batch: StreamBatch) -> None:
+        """Choose the new score with which these streams are answered best."""
+        embedded = batch._replace(images=embed_in_parts(self, batch.images))
+        starts = range(0, len(batch.labels), EPISODES_AT_ONCE)
+        parts = (some_episodes(embedded, slice(start, start + EPISODES_AT_ONCE)) for start in starts)
+        scores = torch.cat([self.stream_scores(part) for part in parts])
+        self.new_score.copy_(best_new_score(scores, batch))
+
 
 SHARPNESS = 16.0
 """Of `across_episodes_loss`, for squared distances per feature, by which two unlike images lie about 2 apart.
@@ -32,12 +106,22 @@ def counts_before(labels: Tensor, way: int) -> Tensor:
     return shown.cumsum(1) - shown
 
 
-def with_new_score(scores: Tensor, counts: Tensor, new_score: Tensor) -> Tensor:
-    """The scores, with the shared one in place of those of classes never seen.
+def best_of_class(similarity: Tensor, labels: Tensor, way: int) -> Tensor:
+    """The greatest similarity to any image of each class, -inf where there is none.
 
-    scores: (batch, image, way); counts: (batch, image or 1, way), how often each class was seen.
+    similarity: (batch, image, stored); labels: (batch, stored) -> (batch, image, way).
     """
-    return torch.where(counts > 0, scores, new_score)
+    none = similarity.new_full((*similarity.shape[:2], way), -torch.inf)
+    return none.scatter_reduce(2, labels.unsqueeze(1).expand_as(similarity), similarity, "amax")
+
+
+def check_metric_weight(metric_weight: float, encoder: nn.Module) -> None:
+    """Raise LearnerError for a negative weight, and for one where the encoder has nothing to train."""
+    if metric_weight < 0 or (metric_weight and not any(True for _ in encoder.parameters())):
+        raise LearnerError(
+            "metric_weight must be at least 0, and 0 where pixels are the features (widths = []), as it "
+            f"trains the encoder; got {metric_weight}"
+        )
 
 
 def across_episodes_loss(features: Tensor, batch: StreamBatch) -> Tensor:

@@ -19,7 +19,7 @@ from fewshot.episodes.batch import EpisodeBatch, StreamBatch, Support
 from fewshot.episodes.labels import LETTERS, VALUES, Labels, label_units
 from fewshot.errors import LearnerError
 from fewshot.learners.embedding import EmbeddingLearner
-from fewshot.learners.metric import across_episodes_loss
+from fewshot.learners.metric import across_episodes_loss, check_metric_weight
 from fewshot.memory.cell import Cell, MemoryCell
 from fewshot.memory.external import Access
 
@@ -52,11 +52,7 @@ class RecurrentLearner(EmbeddingLearner):
         LearnerError for a negative metric_weight, and for one where the encoder has no weights.
         """
         super().__init__(image_shape, way)
-        if metric_weight < 0 or (metric_weight and not any(True for _ in encoder.parameters())):
-            raise LearnerError(
-                "metric_weight must be at least 0, and 0 where pixels are the features (widths = []), as it "
-                f"trains the encoder; got {metric_weight}"
-            )
+        check_metric_weight(metric_weight, encoder)
         self.metric_weight = metric_weight
         self.labels = labels
         self.fixed_way = labels == "one_hot"
