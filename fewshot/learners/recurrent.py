@@ -76,11 +76,8 @@ class RecurrentLearner(EmbeddingLearner):
         return self._run(state, features.unsqueeze(1), label.unsqueeze(1))[1]
 
     def predict_features(self, state: RecurrentState, features: Tensor) -> Tensor:
-        batch, count = features.shape[:2]
-        cell, pending = _repeat(state, count)
-        outputs, _ = self.cell(cell, features.reshape(batch * count, 1, -1), pending.unsqueeze(1))
-        logits: Tensor = self.output(outputs)
-        return logits.reshape(batch, count, -1)
+        logits: Tensor = self.output(self.cell.ask(state.cell, features, state.pending))
+        return logits
 
     def adapt_features(self, support: Support) -> RecurrentState:
         if self.labels == "string":
@@ -141,10 +138,3 @@ class RecurrentLearner(EmbeddingLearner):
         )
         shown = units.to(state.pending.dtype)
         return shown, torch.cat([state.pending.unsqueeze(1), shown[:, :-1]], dim=1)
-
-
-def _repeat(state: Any, count: int) -> Any:
-    """Every tensor of a nested named tuple with each episode `count` times, side by side."""
-    if isinstance(state, Tensor):
-        return state.repeat_interleave(count, dim=0)
-    return type(state)(*(_repeat(part, count) for part in state))

@@ -47,6 +47,15 @@ class Cell(nn.Module, ABC):
     def forward(self, state: Any, inputs: Tensor, previous_labels: Tensor) -> tuple[Tensor, Any]:
         """Outputs (batch, step, output_size), and the state after the last step."""
 
+    def ask(self, state: Any, inputs: Tensor, previous_label: Tensor) -> Tensor:
+        """Outputs (batch, question, output_size) for inputs each by itself, by default of its own copy of
+        the state: (batch, question, input), (batch, label).
+        """
+        batch, count = inputs.shape[:2]
+        labels = _repeat(previous_label.unsqueeze(1), count)
+        outputs: Tensor = self(_repeat(state, count), inputs.reshape(batch * count, 1, -1), labels)[0]
+        return outputs.reshape(batch, count, self.output_size)
+
 
 class LstmCell(Cell):
     """The LSTM controller alone, without a memory: the control experiment.
@@ -80,6 +89,24 @@ class LstmCell(Cell):
         if self.skip:
             outputs = torch.cat([outputs, inputs], dim=-1)
         return outputs, ControllerState(hidden.squeeze(0), cell.squeeze(0))
+
+
+class FeedforwardCell(Cell):
+    """One hidden layer with ReLU, and nothing kept between steps: what can be had without any memory."""
+
+    def __init__(self, input_size: int, label_size: int, *, hidden_size: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(input_size + label_size, hidden_size)
+        self.output_size = hidden_size
+
+    def start(self, batch: int) -> ControllerState:
+        empty = self.layer.weight.new_zeros(batch, 0)
+        return ControllerState(empty, empty)
+
+    def forward(
+        self, state: ControllerState, inputs: Tensor, previous_labels: Tensor
+    ) -> tuple[Tensor, ControllerState]:
+        return torch.relu(self.layer(torch.cat([inputs, previous_labels], dim=-1))), state
 
 
 class MemoryState(NamedTuple):
@@ -214,3 +241,10 @@ class MemoryCell(Cell):
     @property
     def _heads_differ(self) -> bool:
         return self.memory.read_heads != self.memory.add_heads
+
+
+def _repeat(state: Any, count: int) -> Any:
+    """Every tensor of a nested named tuple with each episode `count` times, side by side."""
+    if isinstance(state, Tensor):
+        return state.repeat_interleave(count, dim=0)
+    return type(state)(*(_repeat(part, count) for part in state))
