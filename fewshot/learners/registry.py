@@ -13,8 +13,11 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model
 
 from fewshot.errors import LearnerError, unknown
+from fewshot.learners.attention import Attention
 from fewshot.learners.base import Learner
 from fewshot.learners.count_guesser import CountGuesser
+from fewshot.learners.feedforward import Feedforward
+from fewshot.learners.key_value import KeyValue
 from fewshot.learners.lstm import Lstm
 from fewshot.learners.maml import Fomaml, Maml
 from fewshot.learners.mann import Mann
@@ -22,12 +25,16 @@ from fewshot.learners.mann_dnc import MannDnc
 from fewshot.learners.mann_ntm import MannNtm
 from fewshot.learners.mann_paper import MannPaper
 from fewshot.learners.mann_sparse import MannSparse
+from fewshot.learners.nearest_feature import NearestFeature
 from fewshot.learners.nearest_neighbour import NearestNeighbour
 from fewshot.learners.prototypical import Prototypical
 
 _CLASSES: dict[str, type[Learner]] = {
+    "attention": Attention,
     "count_guesser": CountGuesser,
+    "feedforward": Feedforward,
     "fomaml": Fomaml,
+    "key_value": KeyValue,
     "lstm": Lstm,
     "maml": Maml,
     "mann": Mann,
@@ -35,6 +42,7 @@ _CLASSES: dict[str, type[Learner]] = {
     "mann_ntm": MannNtm,
     "mann_paper": MannPaper,
     "mann_sparse": MannSparse,
+    "nearest_feature": NearestFeature,
     "nearest_neighbour": NearestNeighbour,
     "prototypical": Prototypical,
 }

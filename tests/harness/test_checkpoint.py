@@ -18,10 +18,12 @@ from fewshot.learners.registry import build_learner
 
 IMAGE_SHAPE = (1, 8, 8)
 SMALL: dict[str, dict[str, Any]] = {
+    "attention": {"widths": [4], "embedding_size": 4, "hidden_size": 4},
     "count_guesser": {},
     "lstm": {"widths": [4], "embedding_size": 4, "hidden_size": 4},
     "maml": {"widths": [4]},
     "mann": {"widths": [4], "embedding_size": 4, "hidden_size": 4, "num_slots": 6, "usage_decay": 0.95},
+    "nearest_feature": {"widths": [4], "embedding_size": 4, "soft": False},
     "nearest_neighbour": {},
     "prototypical": {"widths": [2]},
 }

@@ -344,6 +344,9 @@ SMALL = {
     "mann_paper": {"hidden_size": 8},
     "mann_sparse": {"widths": (4,), "hidden_size": 8, "num_slots": 12, "word_size": 4},
     "lstm": {"widths": (4,), "hidden_size": 8},
+    "attention": {"widths": (4,), "hidden_size": 8},
+    "key_value": {"widths": (4,), "num_slots": 12},
+    "nearest_feature": {"widths": (4,)},
     "nearest_neighbour": {},
     "count_guesser": {},
 }

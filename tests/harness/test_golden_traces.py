@@ -35,7 +35,10 @@ LONG = STREAM | {"length": 40}
 """With four heads, long enough to use up the paper's 128 slots."""
 SMALL = {"widths": [4, 8]}
 RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "attention": ("attention", SMALL | {"embedding_size": 8, "hidden_size": 16}, STREAM),
+    "feedforward": ("feedforward", SMALL | {"embedding_size": 8, "hidden_size": 16}, STREAM),
     "fomaml": ("fomaml", SMALL, KSHOT),
+    "key_value": ("key_value", SMALL | {"embedding_size": 8, "num_slots": 12}, STREAM),
     "lstm": ("lstm", SMALL | {"embedding_size": 8, "hidden_size": 16}, STREAM),
     "maml": ("maml", SMALL, KSHOT),
     "mann": (
@@ -66,6 +69,7 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         SMALL | {"embedding_size": 8, "hidden_size": 16, "num_slots": 24, "word_size": 6, "read_heads": 2},
         STREAM,
     ),
+    "nearest_feature": ("nearest_feature", SMALL | {"embedding_size": 8}, STREAM),
     "prototypical": ("prototypical", SMALL, KSHOT),
     "prototypical on streams": ("prototypical", SMALL, STREAM),
 }

@@ -18,7 +18,10 @@ from fewshot.learners.registry import build_learner, learner_names
 IMAGE_SHAPE = (1, 8, 8)
 WAY = 3
 SMALL: dict[str, dict[str, Any]] = {
+    "attention": {"widths": (4, 4), "hidden_size": 12},
+    "feedforward": {"widths": (4, 4), "hidden_size": 12},
     "fomaml": {"widths": (4, 4)},
+    "key_value": {"widths": (4, 4), "num_slots": 8},
     "lstm": {"widths": (4, 4), "hidden_size": 12},
     "maml": {"widths": (4, 4)},
     "mann": {"widths": (4, 4), "hidden_size": 12, "num_slots": 8, "word_size": 5, "read_heads": 2},
@@ -26,6 +29,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "mann_ntm": {"widths": (4, 4), "hidden_size": 12, "num_slots": 8, "word_size": 5, "read_heads": 2},
     "mann_paper": {"hidden_size": 12},
     "mann_sparse": {"widths": (4, 4), "hidden_size": 12, "num_slots": 8, "word_size": 5, "read_heads": 2},
+    "nearest_feature": {"widths": (4, 4)},
     "prototypical": {"widths": (4, 4)},
 }
 

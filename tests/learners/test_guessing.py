@@ -32,9 +32,13 @@ IMAGE_SHAPE = (1, 12, 12)
 KSHOT = KShot(way=WAY, shot=2, query=3)
 STREAM = Stream(way=WAY, length=50, counts="exact")
 EPISODES = 200
-MEMORY = {"widths": [4, 8], "embedding_size": 32, "hidden_size": 24}
+ENCODER = {"widths": [4, 8], "embedding_size": 32}
+MEMORY = ENCODER | {"hidden_size": 24}
 OPTIONS: dict[str, dict[str, Any]] = {
+    "attention": MEMORY,
+    "feedforward": MEMORY,
     "fomaml": {"widths": [4, 8]},
+    "key_value": ENCODER,
     "lstm": MEMORY,
     "maml": {"widths": [4, 8]},
     "mann": MEMORY | {"num_slots": 24, "word_size": 12},
@@ -42,6 +46,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mann_ntm": MEMORY | {"num_slots": 24, "word_size": 12},
     "mann_paper": {"hidden_size": 24},
     "mann_sparse": MEMORY | {"num_slots": 24, "word_size": 12},
+    "nearest_feature": ENCODER,
     "prototypical": {"widths": [4, 8]},
 }
 KSHOT_TRAINING = {
@@ -54,6 +59,8 @@ KSHOT_TRAINING = {
 }
 STREAM_TRAINING = KSHOT_TRAINING | {"episodes": {"protocol": "stream", "way": WAY, "length": 15}}
 TRAINING = {
+    "attention": STREAM_TRAINING,
+    "feedforward": STREAM_TRAINING,
     "lstm": STREAM_TRAINING,
     "mann": STREAM_TRAINING | {"batch": 16, "steps": 200},  # enough to use its memory
     "mann_dnc": STREAM_TRAINING,
@@ -61,7 +68,7 @@ TRAINING = {
     "mann_paper": STREAM_TRAINING,
     "mann_sparse": STREAM_TRAINING,
 }
-LEARN_QUICKLY = ("fomaml", "maml", "nearest_neighbour", "prototypical")
+LEARN_QUICKLY = ("fomaml", "key_value", "maml", "nearest_feature", "nearest_neighbour", "prototypical")
 every_learner = pytest.mark.parametrize("name", learner_names())
 
 

@@ -22,6 +22,7 @@ from fewshot.learners.registry import build_learner, learner_class, telling_opti
 
 SHAPE = (1, 8, 8)
 SMALL: dict[str, dict[str, Any]] = {
+    "attention": {"widths": (4, 4), "hidden_size": 12},
     "lstm": {"widths": (4, 4), "hidden_size": 12},
     "mann": {"widths": (4, 4), "hidden_size": 12, "num_slots": 8, "word_size": 5, "read_heads": 2},
     "mann_dnc": {"widths": (4, 4), "hidden_size": 12, "num_slots": 8, "word_size": 5, "read_heads": 2},

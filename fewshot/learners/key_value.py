@@ -1,0 +1,76 @@
+"""The memory module of Kaiser et al. 2017, behind the encoder of `Mann`: see `fewshot.memory.key_value`.
+
+An image is answered by the value of the nearest key. For a score of every label, as all learners give one,
+the score of a label is the cosine of its nearest key; a label without a slot (never seen, or its slots all
+overwritten) has the "new" score of `fewshot.learners.metric`.
+"""
+
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fewshot.errors import LearnerError
+from fewshot.learners.backbones import Downsample, image_encoder
+from fewshot.learners.metric import MetricLearner, best_of_class, check_metric_weight
+from fewshot.learners.options import check_at_least
+from fewshot.memory.key_value import KeyValueState, initial_state, margin_loss, similarity, update
+
+
+class KeyValue(MetricLearner):
+    """A key-value memory with ages, any way and shot.
+
+    margin: by how much the nearest right key should be nearer than the nearest wrong one.
+    """
+
+    batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        way: int,
+        *,
+        widths: tuple[int, ...] = (32, 32, 64),
+        downsample: Downsample = "stride",
+        batch_norm: Literal["none", "frozen"] = "frozen",
+        embedding_size: int = 64,
+        num_slots: int = 128,
+        margin: float = 0.1,
+        metric_weight: float = 0.0,
+    ) -> None:
+        super().__init__(image_shape, way)
+        check_at_least(1, num_slots=num_slots, embedding_size=embedding_size)
+        if not widths:
+            raise LearnerError(
+                "widths must name a convolution block or more: with bare pixels there is nothing to train"
+            )
+        if margin < 0:
+            raise LearnerError(f"margin must be at least 0; got {margin}")
+        self.embedding_size, self.num_slots, self.margin = embedding_size, num_slots, margin
+        self.metric_weight = metric_weight
+        self.encoder, self.backbone_name = image_encoder(
+            image_shape, widths, embedding_size, downsample=downsample, batch_norm=batch_norm
+        )
+        check_metric_weight(metric_weight, self.encoder)
+        self.register_buffer("new_score", torch.tensor(0.5))
+
+    def start(self, batch: int, way: int) -> KeyValueState:
+        return initial_state(
+            batch, num_slots=self.num_slots, key_size=self.embedding_size, value_size=way, like=self.new_score
+        )
+
+    def embed(self, images: Tensor) -> Tensor:
+        features: Tensor = self.encoder(images)
+        return features
+
+    def observe_features(self, state: KeyValueState, features: Tensor, label: Tensor) -> KeyValueState:
+        value = F.one_hot(label, state.values.shape[-1]).to(features)
+        return update(state, F.normalize(features, dim=-1), value)
+
+    def scores(self, state: KeyValueState, features: Tensor) -> Tensor:
+        cosines = similarity(state, F.normalize(features, dim=-1))
+        return best_of_class(cosines, state.values.argmax(-1), state.values.shape[-1])
+
+    def loss_of_scores(self, scores: Tensor, labels: Tensor) -> Tensor:
+        return margin_loss(scores, labels, self.margin)

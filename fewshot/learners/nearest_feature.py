@@ -1,0 +1,87 @@
+"""Soft nearest neighbour over stored embeddings: the rival by which a memory network is to be judged.
+
+It has the encoder of `Mann`, and in place of a memory that has to be learned one that is exact and has no
+bounds: every embedding is stored beside its label, and an image asks all of them at once. (That is the
+attention of matching networks, Vinyals et al. 2016, equation 1, without their contextual embeddings.)
+
+| name       | equation                                                    | shape                   |
+|------------|-------------------------------------------------------------|-------------------------|
+| feature    | the encoder's, here divided by its length                   | (batch, image, feature) |
+| similarity | sharpness feature . stored feature                          | (batch, image, stored)  |
+| score      | log of the sum of exp(similarity) to the images of a class  | (batch, image, way)     |
+| new score  | learned, then calibrated; of each class not seen            | number                  |
+"""
+
+import math
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fewshot.errors import LearnerError
+from fewshot.learners.backbones import Downsample, feature_size, image_encoder
+from fewshot.learners.metric import best_of_class, check_metric_weight
+from fewshot.learners.nearest import Nearest
+
+NEW_COSINE = 0.4
+"""The new score before training is that of one stored image at this cosine."""
+
+
+class NearestFeature(Nearest):
+    """Nearest stored embedding by cosine, any way and shot.
+
+    soft: whether all stored images of a class speak for it, or the nearest alone.
+    sharpness: what it is before training.
+    """
+
+    batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        way: int,
+        *,
+        widths: tuple[int, ...] = (32, 32, 64),
+        downsample: Downsample = "stride",
+        batch_norm: Literal["none", "frozen"] = "frozen",
+        embedding_size: int = 64,
+        soft: bool = True,
+        sharpness: float = 10.0,
+        metric_weight: float = 0.0,
+    ) -> None:
+        super().__init__(image_shape, way)
+        if not sharpness > 0:
+            raise LearnerError(f"sharpness must be above 0; got {sharpness}")
+        self.feature_size = feature_size(image_shape, widths, embedding_size)
+        self.encoder, self.backbone_name = image_encoder(
+            image_shape, widths, embedding_size, downsample=downsample, batch_norm=batch_norm
+        )
+        check_metric_weight(metric_weight, self.encoder)
+        self.metric_weight, self.soft = metric_weight, soft
+        self.log_sharpness = nn.Parameter(torch.tensor(math.log(sharpness)))
+        self.new_score = nn.Parameter(torch.tensor(NEW_COSINE * sharpness))
+
+    def embed(self, images: Tensor) -> Tensor:
+        features: Tensor = self.encoder(images)
+        return features
+
+    def similarity(self, features: Tensor, stored: Tensor) -> Tensor:
+        cosines = F.normalize(features, dim=-1) @ F.normalize(stored, dim=-1).mT
+        return self.log_sharpness.exp() * cosines
+
+    def of_class(self, similarity: Tensor, labels: Tensor, way: int) -> Tensor:
+        of_class = soft_best_of_class if self.soft else best_of_class
+        return of_class(similarity, labels, way)
+
+
+def soft_best_of_class(similarity: Tensor, labels: Tensor, way: int) -> Tensor:
+    """The log of the summed exp(similarity) to all images of each class, -inf where there is none.
+
+    similarity: (batch, image, stored); labels: (batch, stored) -> (batch, image, way).
+    """
+    best = best_of_class(similarity.detach(), labels, way)
+    none = best == -torch.inf
+    index = labels.unsqueeze(1).expand_as(similarity)
+    shares = torch.exp(similarity - best.masked_fill(none, 0).gather(2, index))
+    return best + torch.zeros_like(best).scatter_add(2, index, shares).masked_fill(none, 1).log()
