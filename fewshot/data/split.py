@@ -6,6 +6,7 @@ new class that stays on its parent's side.
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -81,6 +82,11 @@ class ClassPool:
         name = self.image_set.class_names[int(self.class_index[class_id])]
         turns = int(self.quarter_turns[class_id])
         return f"{name}@{90 * turns}" if turns else name
+
+    def parents_among(self, names: Iterable[str]) -> list[str]:
+        """Which of these classes, turned or not, are the pool's: their upright names, sorted."""
+        own = {self.image_set.class_names[c] for c in self.class_index.tolist()}
+        return sorted(own & {name.partition("@")[0] for name in names})
 
     @cached_property
     def digest(self) -> str:

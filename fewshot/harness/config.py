@@ -198,6 +198,16 @@ class LearnerSettings(Settings):
     stream_episodes: PositiveInt | None = None
     """Fewer test streams than the tests ask for, where answering is expensive; the record says so."""
 
+    @model_validator(mode="after")
+    def _each_seed_has_weights_of_its_own(self) -> Self:
+        """One checkpoint under several seeds would pass for as many trainings."""
+        if self.weights and len(self.train_seeds) > 1 and "{seed}" not in self.weights:
+            raise ValueError(
+                f"{len(self.train_seeds)} train seeds need as many checkpoints: write {{seed}} in the path "
+                f"of the weights (got {self.weights!r}), or name one seed"
+            )
+        return self
+
 
 class Suite(Settings):
     """A committed configuration: every record of `results/<name>` comes from one of these."""

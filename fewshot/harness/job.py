@@ -72,6 +72,7 @@ def run_job(job: Job, report: Report) -> None:
     if not (job.weights or trained):
         make_checkpoint(job, training_split, train_key, report)
     learner = load_learner(path, options=job.learner.options).to(job.device)
+    facts |= {"train_seed": job.train_seed if learner.trainable else None}
     facts |= json.loads(checkpoint_facts(path)["training"])
     facts |= {"checkpoint": os.path.relpath(path, job.folder), "checkpoint_sha256": file_sha256(path)}
     for number, test in enumerate(missing):
@@ -144,7 +145,6 @@ def _record_fields(job: Job, test: PlannedTest, learner: Learner, evaluation: Ev
         "episodes": test.episodes,
         "episode_seed": settings.episode_seed,
         "episodes_digest": evaluation.episodes_digest,
-        "train_seed": job.train_seed if kind.trainable else None,
         "device": job.device,
         "threads": job.threads,
         # In a stream one image is asked at a time: there is no other query to learn from.
@@ -174,7 +174,7 @@ def _training_fields(job: Job, split: Split, log: TrainLog) -> dict[str, Any]:
     """The fields of a record that the training decides; they are stored in the checkpoint."""
     settings = job.learner.train
     digest = draws_digest(draw_rows(log, split, settings))
-    names = ("dataset", "split", "protocol", "way", "shot", "steps", "episodes", "seconds")
+    names = ("dataset", "split", "protocol", "way", "shot", "steps", "episodes", "seconds", "seed")
     if not learner_class(job.learner.id).trainable:
         untrained: dict[str, Any] = dict.fromkeys(f"train_{name}" for name in names)
         return untrained | {"train_classes_digest": digest, "selection": None}
@@ -189,6 +189,7 @@ def _training_fields(job: Job, split: Split, log: TrainLog) -> dict[str, Any]:
         settings.steps,
         settings.steps * settings.batch,
         round(log.seconds, 1),
+        job.train_seed,
     )
     return {f"train_{name}": value for name, value in zip(names, values, strict=True)} | {
         "train_classes_digest": digest,

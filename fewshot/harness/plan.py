@@ -19,9 +19,9 @@ from fewshot.data.splits import split_classes
 from fewshot.episodes.protocol import KShot, Stream, bounds
 from fewshot.episodes.sampler import SAMPLER_VERSION, EpisodeSampler
 from fewshot.errors import FewshotError, LearnerError, RecordError
-from fewshot.harness.checkpoint import file_sha256, load_learner
+from fewshot.harness.checkpoint import checkpoint_facts, file_sha256, load_learner
 from fewshot.harness.config import DataSettings, LearnerSettings, Suite, Test
-from fewshot.harness.record import draws_beside, record_key
+from fewshot.harness.record import draws_beside, read_draws, record_key
 from fewshot.harness.train import TRAINING_VERSION, check_askable, training_pools, validation_protocol
 from fewshot.learners.base import Learner
 from fewshot.learners.registry import build_learner, learner_class, telling_options
@@ -183,6 +183,7 @@ def check_suite(suite: Suite, chosen: list[LearnerSettings], training: Split, te
         )
     for settings in chosen:
         check_learner_settings(settings, training)
+        check_unseen(settings, training, tested)
         learner = untrained(settings, training)
         reasons = [learner.refusal(test.build()) for test in suite.test]
         if all(reasons):
@@ -223,12 +224,40 @@ def check_learner_settings(settings: LearnerSettings, split: Split) -> None:
             ) from error
 
 
+def check_unseen(settings: LearnerSettings, training: Split, tested: Split) -> None:
+    """Raise RecordError where classes of the test are among those that the training draws, or drew."""
+    for seed in settings.train_seeds:
+        weights = adopted(settings, seed)
+        if weights:
+            trained_on = json.loads(checkpoint_facts(weights)["training"])["train_dataset"]
+            names = [name for _, name, _ in read_draws(draws_beside(weights))]
+        else:
+            trained_on = training.train.image_set.name
+            pools = (training.train, training.val)
+            names = [pool.class_name(i) for pool in pools for i in range(len(pool))]
+        test = tested.test
+        seen = test.parents_among(names) if trained_on == test.image_set.name else []
+        if seen:
+            raise RecordError(
+                f"{settings.id!r} would be tested on classes that its training draws: {len(seen)} of the "
+                f"{len(test)} test classes of {trained_on}/{test.split} ({seen[0]}, ...); train and test on "
+                "one split"
+            )
+
+
 def _check_adopted(settings: LearnerSettings, train_seed: int) -> None:
     weights = adopted(settings, train_seed)
     assert weights is not None
     loaded = load_learner(weights, options=settings.options)
     if type(loaded) is not learner_class(settings.id):
         raise LearnerError(f"{weights} holds no {settings.id!r} but a {type(loaded).__name__}")
+    # Checkpoints say their seed since adopted rows may have several.
+    told = json.loads(checkpoint_facts(weights)["training"]).get("train_seed")
+    if told not in (None, train_seed):
+        raise LearnerError(
+            f"{weights} was trained with seed {told}, the row of {settings.id!r} says {train_seed}: give "
+            f"train_seeds = [{told}]"
+        )
     if not draws_beside(weights).is_file():
         raise RecordError(
             f"{draws_beside(weights)} is missing: it says which classes {weights} was trained on; restore it"

@@ -136,6 +136,10 @@ def _measure_again(folder: Path, record: Record, root: Path | None, episodes: in
         pool = pool.with_rotations()
     if pool.digest != record.data_digest:
         raise RecordError("the images or the class split are not those recorded: the data digest differs")
+    if record.train_dataset in (None, record.dataset) and record.checkpoint:  # None: it was calibrated only
+        drawn = (name for _, name, _ in read_draws(draws_beside(folder / record.checkpoint)))
+        if seen := pool.parents_among(drawn):
+            raise RecordError(f"{len(seen)} of the test classes were drawn in training ({seen[0]}, ...)")
     sampler = EpisodeSampler(pool, protocol_of(record), episode_seed=record.episode_seed)
     if sampler.digest(record.episodes) != record.episodes_digest:
         raise RecordError("the episodes are not those recorded: the sampler draws others")

@@ -528,25 +528,18 @@ def test_weights_of_another_checkpoint_answer_under_their_own_name(
     wrong = changed(tiny_suite, learner=[{"id": "lstm", "weights": str(weights)}])
     with pytest.raises(LearnerError, match="holds no 'lstm' but a Prototypical"):
         run_suite(wrong, tmp_path / "wrong", jobs=1)
-    (weights.parent / "prototypical-7.safetensors").write_bytes(weights.read_bytes())
-    seeds = changed(
-        tiny_suite,
-        learner=[
-            {
-                "id": "prototypical",
-                "weights": str(weights).replace("-0", "-{seed}"),
-                "train_seeds": [0, 7],
-            }
-        ],
-    )
-    with pytest.raises(RecordError, match=r"prototypical-7\.tsv\.gz is missing: it says which classes"):
-        run_suite(seeds, tmp_path / "seeds", jobs=1)
-    draws = weights.parents[1] / "draws"
-    shutil.copy(draws / "prototypical-0.tsv.gz", draws / "prototypical-7.tsv.gz")
-    both = run_suite(seeds, tmp_path / "seeds", jobs=1)
-    assert [Path(str(record.checkpoint)).name for record in both] == [
-        f"prototypical-{seed}.safetensors" for seed in (0, 7) for _ in range(len(both) // 2)
+    seeds = {
+        "id": "lstm",
+        "weights": str(weights.with_name("lstm-{seed}.safetensors")),
+        "train_seeds": [0, 1],
+    }
+    both = run_suite(changed(tiny_suite, learner=[seeds]), tmp_path / "seeds", jobs=1)
+    assert [(r.train_seed, Path(str(r.checkpoint)).name) for r in both] == [
+        (seed, f"lstm-{seed}.safetensors") for seed in (0, 1) for _ in range(len(both) // 2)
     ]
+    (recorded / "draws" / "lstm-1.tsv.gz").unlink()
+    with pytest.raises(RecordError, match=r"lstm-1\.tsv\.gz is missing: it says which classes"):
+        run_suite(changed(tiny_suite, learner=[seeds]), tmp_path / "missing", jobs=1)
 
 
 def test_a_memory_answers_with_other_numbers_of_slots(
@@ -569,3 +562,32 @@ def test_a_memory_answers_with_other_numbers_of_slots(
     assert [r.config["options"]["word_size"] for r in made] == [4] * 9
     verdicts = verify_records(tmp_path / "sizes", root=image_folder.parent, jobs=1)
     assert [verdict.problem for verdict in verdicts] == [None] * 9
+
+
+def test_classes_that_training_draws_are_no_test(
+    tiny_suite: Path, tiny_results: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    otherwise = {"dataset": str(image_folder), "split": "fraction", "image_size": 12}
+    with pytest.raises(RecordError, match=r"would be tested on classes that its training draws: \d+ of the "):
+        run_suite(changed(tiny_suite, train_data=otherwise), tmp_path / "other", jobs=1)
+    weights = str(tiny_results / "checkpoints" / "prototypical-0.safetensors")
+    adopting = {"data": otherwise, "learner": [{"id": "prototypical", "weights": weights}]}
+    with pytest.raises(RecordError, match="would be tested on classes that its training draws"):
+        run_suite(changed(tiny_suite, **adopting), tmp_path / "adopted", jobs=1)
+
+
+def test_a_checkpoint_stands_for_the_seed_that_it_was_trained_with(
+    tiny_suite: Path, tiny_results: Path, tmp_path: Path
+) -> None:
+    one = {"id": "lstm", "weights": str(tiny_results / "checkpoints" / "lstm-1.safetensors")}
+    recorded = [r for r in read_records(tiny_results) if (r.learner, r.train_seed) == ("lstm", 1)]
+    with pytest.raises(
+        LearnerError, match=r"was trained with seed 1, the row of 'lstm' says 0: give train_see"
+    ):
+        run_suite(changed(tiny_suite, learner=[one]), tmp_path / "wrong", jobs=1)
+    made = run_suite(changed(tiny_suite, learner=[one | {"train_seeds": [1]}]), tmp_path / "right", jobs=1)
+    assert [(r.train_seed, r.accuracy) for r in made] == [(1, r.accuracy) for r in recorded]
+    with pytest.raises(
+        RecordError, match=r"2 train seeds need as many checkpoints: write \{seed\} in the path"
+    ):
+        changed(tiny_suite, learner=[one | {"train_seeds": [0, 1]}])

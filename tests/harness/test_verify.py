@@ -134,9 +134,18 @@ def test_a_changed_log_of_the_classes_drawn_is_noticed(
         assert (says in str(verdict.problem)) == (verdict.record.learner == "prototypical")
 
 
-def test_a_log_that_says_test_classes_were_drawn_is_noticed(results: Path) -> None:
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        (("test", "test/00", 1), "says that test classes were drawn in training"),
+        (("val", "test/00@90", 1), "1 of the test classes were drawn in training (test/00, ...)"),
+    ],
+)
+def test_a_log_that_says_test_classes_were_drawn_is_noticed(
+    results: Path, row: tuple[str, str, int], says: str
+) -> None:
     """Even where the record and the checkpoint were made with it."""
-    rows = [("train", "train/00", 3), ("test", "test/00", 1)]
+    rows = [("train", "train/00", 3), row]
     write_draws(results / "draws" / "nearest_neighbour-0.tsv.gz", rows)
     number = number_of(results, "nearest_neighbour", "kshot")
     record = read_records(results)[number]
@@ -146,7 +155,7 @@ def test_a_log_that_says_test_classes_were_drawn_is_noticed(results: Path) -> No
     digest = save_learner(load_learner(path), path, record.learner, {}, training=json.dumps(training))
     change(results, number, checkpoint_sha256=digest, train_classes_digest=draws_digest(rows))
     verdict = verify_record(results, read_records(results)[number], None, full=False)
-    assert str(verdict.problem).endswith("says that test classes were drawn in training")
+    assert str(verdict.problem).endswith(says)
 
 
 def with_changed_answers(folder: Path, number: int, rows: int) -> str:
