@@ -29,11 +29,14 @@ of 0.98 instead of 0.99 moves those of `mann` by fifty times it."""
 
 IMAGE_SHAPE = (1, 12, 12)
 CLASSES, PER_CLASS, WAY, STEPS = 20, 8, 5, 20
-KSHOT = {"protocol": "kshot", "way": WAY, "shot": 1, "query": 2}
-STREAM = {"protocol": "stream", "way": WAY, "length": 20}
-LONG = STREAM | {"length": 40}
+KSHOT = {"episodes": {"protocol": "kshot", "way": WAY, "shot": 1, "query": 2}}
+STREAM = {"episodes": {"protocol": "stream", "way": WAY, "length": 20}}
+LONG = {"episodes": STREAM["episodes"] | {"length": 40}}
 """With four heads, long enough to use up the paper's 128 slots."""
+GROWN = {"episodes": STREAM["episodes"] | {"labels": "string"}, "curriculum": {"first_way": 3, "every": 5}}
+"""Of 3 classes, from step 5 on 4, from step 10 on 5."""
 SMALL = {"widths": [4, 8]}
+MANN = SMALL | {"embedding_size": 8, "hidden_size": 16, "num_slots": 24, "word_size": 6, "read_heads": 2}
 RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "attention": ("attention", SMALL | {"embedding_size": 8, "hidden_size": 16}, STREAM),
     "feedforward": ("feedforward", SMALL | {"embedding_size": 8, "hidden_size": 16}, STREAM),
@@ -41,38 +44,23 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "key_value": ("key_value", SMALL | {"embedding_size": 8, "num_slots": 12}, STREAM),
     "lstm": ("lstm", SMALL | {"embedding_size": 8, "hidden_size": 16}, STREAM),
     "maml": ("maml", SMALL, KSHOT),
-    "mann": (
-        "mann",
-        SMALL | {"embedding_size": 8, "hidden_size": 16, "num_slots": 24, "word_size": 6, "read_heads": 2},
-        STREAM,
-    ),
-    "mann_dnc": (
-        "mann_dnc",
-        SMALL
-        | {"embedding_size": 8, "hidden_size": 16, "num_slots": 24, "word_size": 6, "read_heads": 2}
-        | {"links": True},
-        STREAM,
-    ),
-    "mann_ntm": (
-        "mann_ntm",
-        SMALL | {"embedding_size": 8, "hidden_size": 16, "num_slots": 24, "word_size": 6, "read_heads": 2},
-        STREAM,
-    ),
+    "mann": ("mann", MANN, STREAM),
+    "mann with the encoder's own loss": ("mann", MANN | {"metric_weight": 1.0}, STREAM),
+    "mann with strings and a curriculum": ("mann", MANN | {"labels": "string"}, GROWN),
+    "mann_dnc": ("mann_dnc", MANN | {"links": True}, STREAM),
+    "mann_ntm": ("mann_ntm", MANN, STREAM),
     "mann_paper": ("mann_paper", {"hidden_size": 16}, LONG),
     "mann_paper with a feedforward controller": (
         "mann_paper",
         {"hidden_size": 16, "controller": "feedforward"},
         LONG,
     ),
-    "mann_sparse": (
-        "mann_sparse",
-        SMALL | {"embedding_size": 8, "hidden_size": 16, "num_slots": 24, "word_size": 6, "read_heads": 2},
-        STREAM,
-    ),
+    "mann_sparse": ("mann_sparse", MANN, STREAM),
     "nearest_feature": ("nearest_feature", SMALL | {"embedding_size": 8}, STREAM),
     "prototypical": ("prototypical", SMALL, KSHOT),
     "prototypical on streams": ("prototypical", SMALL, STREAM),
 }
+"""By name: the learner, its options, and how it is trained."""
 
 
 def split() -> Split:
@@ -104,9 +92,9 @@ def _bytes(text: str, count: int) -> torch.Tensor:
 
 def trace(run: str, shift: float = 0.0) -> list[float]:
     """The losses of the first steps, in nats; shift: added to the weights before."""
-    name, options, episodes = RUNS[run]
+    name, options, training_settings = RUNS[run]
     settings = TrainSettings.model_validate(
-        {"episodes": episodes, "batch": 4, "steps": STEPS, "validate_every": STEPS, "validate_episodes": 2}
+        {"batch": 4, "steps": STEPS, "validate_every": STEPS, "validate_episodes": 2} | training_settings
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
