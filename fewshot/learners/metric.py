@@ -129,7 +129,8 @@ def across_episodes_loss(features: Tensor, batch: StreamBatch) -> Tensor:
 
     Each image but the first of its class is asked which class of the whole batch it belongs to, by its
     distance to their first images: one-shot prototypes (Snell et al. 2017) of batch * way classes, where a
-    stream alone tells `way` apart. A class that two streams share counts as two, which is rare.
+    stream alone tells `way` apart. A class that two streams share counts as two, which is rare. 0 where no
+    class comes twice, so that no image is asked.
     features: (batch, length, feature), of about unit variance.
     """
     batch, size = batch.links, features.shape[-1]
@@ -139,10 +140,11 @@ def across_episodes_loss(features: Tensor, batch: StreamBatch) -> Tensor:
     first = batch.presentation == 1
     classes = streams * batch.way
     prototypes = features.new_zeros(classes, size).index_copy(0, labels[first], features[first])
+    asked = labels[~first]
     scores = -SHARPNESS / size * squared_distances(features[~first], prototypes)
     shown = torch.bincount(labels[first], minlength=classes) > 0  # by chance a class may never come up
     scores = scores.masked_fill(~shown, -torch.inf)
-    return F.cross_entropy(scores, labels[~first])
+    return F.cross_entropy(scores, asked, reduction="sum") / max(len(asked), 1)
 
 
 def best_new_score(scores: Tensor, batch: StreamBatch) -> Tensor:

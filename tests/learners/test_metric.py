@@ -77,3 +77,12 @@ def test_pixels_have_nothing_to_learn() -> None:
         Mann(SHAPE, 3, widths=(), metric_weight=0.5)
     with pytest.raises(LearnerError, match="metric_weight"):
         Lstm(SHAPE, 3, metric_weight=-1.0)
+
+
+def test_where_no_class_comes_twice_nothing_is_learned() -> None:
+    features = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    loss = across_episodes_loss(features, batch_of(torch.tensor([[0, 1, 2], [2, 0, 1]]), 3))
+    loss.backward()
+    assert loss.item() == 0
+    assert features.grad is not None
+    assert features.grad.eq(0).all()
