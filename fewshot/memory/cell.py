@@ -206,11 +206,13 @@ class MemoryCell(Cell):
             hidden, controller = self.controller.step(gates, controller, reads.flatten(1))
             interface = torch.addmm(offset, hidden, self.interface.weight.t())
             access = self.memory.step(memory, interface)
-            memory, reads = access.state, access.reads
             if self.intervention == "wipe_memory":
-                access = access._replace(kept=reads.new_zeros(batch, self.memory.num_slots))
+                access = access._replace(kept=hidden.new_zeros(batch, self.memory.num_slots))
             if self.intervention == "zero_reads":
-                reads = torch.zeros_like(reads)
+                access = access._replace(
+                    reads=torch.zeros_like(access.reads), read_weights=torch.zeros_like(access.read_weights)
+                )
+            memory, reads = access.state, access.reads
             outputs.append(torch.cat([hidden, reads.flatten(1)], dim=-1))
             accesses.append(access)
         return torch.stack(outputs, dim=1), accesses, MemoryState(controller, memory, reads, last_content)

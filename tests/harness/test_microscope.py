@@ -101,6 +101,16 @@ def test_where_nothing_is_read_nothing_is_right() -> None:
     assert score(torch.zeros(2, 6, 6)).share.mean == 0
 
 
+def test_reads_that_nobody_received_are_read_from_nowhere(pool: ClassPool) -> None:
+    torch.manual_seed(0)
+    options: dict[str, Any] = SMALL | {"num_slots": 12, "word_size": 5, "intervention": "zero_reads"}
+    learner = Mann(pool.image_set.image_shape, 3, **options)
+    told = measure_attribution(learner, EpisodeSampler(pool, Stream(3, 9), 0), 2)
+    assert told.share == (0, 0)
+    assert told.foremost == 0
+    assert str(told).startswith("attribution: 0.0 ± 0.0 % is read from the right class")
+
+
 def test_what_was_written_at_the_first_step_belongs_to_no_image() -> None:
     first = torch.zeros(2, 6, 6)
     first[..., 0] = 1

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fewshot.memory.addressing import EPSILON
-from fewshot.memory.cell import LstmCell, MemoryCell, MemoryState
+from fewshot.memory.attribution import read_amounts, touched_slots, visits
+from fewshot.memory.cell import Intervention, LstmCell, MemoryCell, MemoryState
 from fewshot.memory.controllers import (
     ControllerKind,
     ControllerState,
@@ -21,7 +23,12 @@ from fewshot.memory.controllers import (
     LstmController,
     lstm_step,
 )
+from fewshot.memory.dnc import Dnc
+from fewshot.memory.external import ExternalMemory
 from fewshot.memory.lrua import Lrua, LruaState
+from fewshot.memory.ntm import Ntm
+from fewshot.memory.sparse import Sparse
+from fewshot.memory.store import OwnStore
 from tests.memory.cells import lrua_cell
 
 Array = NDArray[np.float64]
@@ -350,11 +357,34 @@ def test_watching_gives_the_same_outputs_and_what_the_heads_did(kind: Controller
             torch.testing.assert_close(weights.sum(-1), torch.ones(3, 2, dtype=torch.double))
 
 
-def test_without_reads_the_output_holds_zeros_and_the_past_is_the_controllers() -> None:
-    cell = small_cell(intervention="zero_reads", controller="feedforward")
+MEMORIES: dict[str, Callable[[], ExternalMemory]] = {
+    "lrua": lambda: Lrua(num_slots=6, word_size=3, read_heads=2, add_vector="apart"),
+    "ntm": lambda: Ntm(num_slots=6, word_size=3, read_heads=2),
+    "dnc": lambda: Dnc(num_slots=6, word_size=3, read_heads=2),
+    "dnc_links": lambda: Dnc(num_slots=6, word_size=3, read_heads=2, links=True),
+    "sparse": lambda: Sparse(OwnStore(6), word_size=3, read_heads=2, slots_per_head=2),
+}
+every_memory = pytest.mark.parametrize("memory", MEMORIES)
+
+
+def cell_with(memory: str, intervention: Intervention) -> MemoryCell:
+    """With a controller that keeps nothing, so that the past is in the memory and in what is read of it."""
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"controller": "feedforward", "hidden_size": 7, "tie": True}
+    return MemoryCell(4, 5, memory=MEMORIES[memory](), **options, intervention=intervention).double()
+
+
+@every_memory
+def test_without_reads_the_output_holds_zeros_and_the_past_is_the_controllers(memory: str) -> None:
+    cell = cell_with(memory, "zero_reads")
     inputs, previous = sequence(2, 6)
-    outputs, _ = cell(cell.start(2), inputs, previous)
+    outputs, accesses, last = cell.watch(cell.start(2), inputs, previous)
     assert outputs[..., 7:].eq(0).all()
+    assert last.reads.eq(0).all()
+    for access in accesses:
+        assert access.reads.eq(0).all(), "nobody received them"
+        assert access.read_weights.eq(0).all()
+        assert access.write_weights.ne(0).any()
     projected = cell.controller.project(torch.cat([inputs, previous], dim=-1))
     torch.testing.assert_close(outputs[..., :7], projected.relu())
 
@@ -365,6 +395,19 @@ def test_a_wiped_memory_holds_one_step_alone() -> None:
     _, accesses, _ = cell.watch(cell.start(2), inputs, previous)
     for access in accesses:
         assert ((access.state.memory - 1e-6).abs() > 1e-5).any(-1).sum(-1).max() <= 3  # two heads, slot 0
+
+
+@every_memory
+@pytest.mark.parametrize("intervention", ["none", "wipe_memory"])
+def test_in_a_wiped_memory_nothing_older_can_be_found(memory: str, intervention: Intervention) -> None:
+    cell = cell_with(memory, intervention)
+    inputs, previous = sequence(2, 6)
+    state = cell.start(2)
+    used = state._replace(access=cell(state, inputs[:, :4], previous[:, :4])[1].access)
+    given, others = (cell.watch(start, inputs[:, 4:], previous[:, 4:]) for start in (state, used))
+    assert torch.allclose(given[0], others[0], rtol=0, atol=1e-9) == (intervention == "wipe_memory")
+    found = read_amounts(visits(given[1], touched_slots(given[1])))
+    assert (found[:, 1, 0] == 0).all() == (intervention == "wipe_memory")
 
 
 def test_without_its_state_the_controller_knows_the_past_through_the_reads_alone() -> None:
@@ -383,6 +426,26 @@ def test_shuffled_keys_change_what_is_stored_and_not_what_is_looked_up() -> None
     torch.testing.assert_close(first[..., :words], second[..., :words])
     assert not torch.allclose(first[:, 1:, words : 2 * words], second[:, 1:, words : 2 * words])
     torch.testing.assert_close(first[..., 2 * words :], second[..., 2 * words :])
+
+
+@pytest.mark.parametrize(("intervention", "weight"), [("none", 1.0), ("shuffle_keys", 0.25)])
+def test_what_is_stored_under_shuffled_keys_is_not_found(intervention: Intervention, weight: float) -> None:
+    """Four slots for nothing and three images, whose contents are a number of the word each, four apart."""
+    options = {"num_slots": 4, "word_size": 16, "read_heads": 1, "strength_offset": 30.0}
+    cell = small_cell(**options, intervention=intervention)
+    assert cell.content is not None
+    assert cell.label_content is not None
+    with torch.no_grad():
+        for parameter in (cell.interface.weight, cell.interface.bias, cell.label_content.weight):
+            parameter.zero_()
+        cell.interface.bias[2 * 16] = -20  # the write gate: always to the least used slot
+        cell.content.weight.copy_(20 * torch.eye(16)[:, ::4])
+    state = cell.start(1)
+    state = state._replace(access=state.access._replace(memory=torch.zeros(1, 4, 16, dtype=torch.double)))
+    images = torch.eye(4, dtype=torch.double)[[0, 1, 2, 0]].unsqueeze(0)
+    _, accesses, _ = cell.watch(state, images, torch.zeros(1, 4, 5, dtype=torch.double))
+    slot = accesses[1].write_weights.argmax(-1)  # the first image is stored when the second is seen
+    assert accesses[3].read_weights[0, 0, slot].item() == pytest.approx(weight, abs=1e-6)
 
 
 def test_with_a_skip_the_control_shows_its_input_as_well() -> None:
