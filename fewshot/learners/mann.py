@@ -10,9 +10,8 @@ is the network as published.
 from typing import ClassVar, Literal
 
 from fewshot.episodes.labels import Labels, label_units
-from fewshot.errors import LearnerError
 from fewshot.learners.backbones import Downsample, feature_size, image_encoder
-from fewshot.learners.options import check_at_least, check_fraction, check_tied_path
+from fewshot.learners.options import check_at_least, check_fraction
 from fewshot.learners.recurrent import RecurrentLearner
 from fewshot.memory.cell import Intervention, MemoryCell
 from fewshot.memory.controllers import ControllerKind
@@ -59,13 +58,8 @@ class Mann(RecurrentLearner):
         labels: Labels = "one_hot",
     ) -> None:
         check_at_least(1, hidden_size=hidden_size, word_size=word_size, read_heads=read_heads)
-        if num_slots < read_heads:
-            raise LearnerError(
-                f"num_slots must be at least read_heads, as each head has a least used slot; got {num_slots} "
-                f"and {read_heads}"
-            )
+        check_at_least(0, strength_offset=strength_offset)
         check_fraction(usage_decay=usage_decay)
-        check_tied_path(tie=tie, add_vector=add_vector, intervention=intervention)
         memory = Lrua(
             num_slots=num_slots,
             word_size=word_size,

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from fewshot.episodes.labels import Labels, label_units
 from fewshot.learners.backbones import Downsample, feature_size, image_encoder
-from fewshot.learners.options import check_at_least, check_tied_path
+from fewshot.learners.options import check_at_least
 from fewshot.learners.recurrent import RecurrentLearner
 from fewshot.memory.cell import Intervention, MemoryCell
 from fewshot.memory.controllers import ControllerKind
@@ -54,7 +54,6 @@ class MannDnc(RecurrentLearner):
             1, hidden_size=hidden_size, num_slots=num_slots, word_size=word_size, read_heads=read_heads
         )
         check_at_least(0, strength_offset=strength_offset)
-        check_tied_path(tie=tie, intervention=intervention)
         memory = Dnc(
             num_slots=num_slots,
             word_size=word_size,

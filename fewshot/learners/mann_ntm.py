@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 
 from fewshot.episodes.labels import Labels, label_units
 from fewshot.learners.backbones import Downsample, feature_size, image_encoder
-from fewshot.learners.options import check_at_least, check_tied_path
+from fewshot.learners.options import check_at_least
 from fewshot.learners.recurrent import RecurrentLearner
 from fewshot.memory.cell import Intervention, MemoryCell
 from fewshot.memory.controllers import ControllerKind
@@ -62,7 +62,6 @@ class MannNtm(RecurrentLearner):
             shift_range=shift_range,
         )
         check_at_least(0, strength_offset=strength_offset, role_bias=role_bias)
-        check_tied_path(tie=tie, intervention=intervention)
         memory = Ntm(
             num_slots=num_slots,
             word_size=word_size,

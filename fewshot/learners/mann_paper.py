@@ -17,7 +17,7 @@ from typing import ClassVar
 from torch import nn
 
 from fewshot.episodes.labels import Labels, label_units
-from fewshot.learners.options import check_at_least, check_fraction, check_tied_path
+from fewshot.learners.options import check_at_least, check_fraction
 from fewshot.learners.recurrent import RecurrentLearner
 from fewshot.memory.cell import MemoryCell
 from fewshot.memory.controllers import ControllerKind
@@ -51,8 +51,8 @@ class MannPaper(RecurrentLearner):
         labels: Labels = "one_hot",
     ) -> None:
         check_at_least(1, hidden_size=hidden_size)
+        check_at_least(0, strength_offset=strength_offset)
         check_fraction(usage_decay=usage_decay)
-        check_tied_path(tie=tie, add_vector=add_vector)
         memory = Lrua(
             usage_decay=usage_decay,
             least_used=least_used,

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 from fewshot.episodes.labels import Labels, label_units
 from fewshot.learners.backbones import Downsample, feature_size, image_encoder
-from fewshot.learners.options import check_at_least, check_fraction, check_tied_path
+from fewshot.learners.options import check_at_least, check_fraction
 from fewshot.learners.recurrent import RecurrentLearner
 from fewshot.memory.cell import Intervention, MemoryCell
 from fewshot.memory.controllers import ControllerKind
@@ -60,7 +60,6 @@ class MannSparse(RecurrentLearner):
         )
         check_at_least(0, strength_offset=strength_offset)
         check_fraction(access_threshold=access_threshold)
-        check_tied_path(tie=tie, intervention=intervention)
         memory = Sparse(
             OwnStore(num_slots),
             word_size=word_size,

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewshot.errors import LearnerError
 from fewshot.memory.controllers import (
     CONTROLLERS,
     Controller,
@@ -127,6 +128,7 @@ class MemoryCell(Cell):
 
     tie: whether to add the tied content path (needs a memory that writes vectors apart from its keys).
     intervention: what is broken on purpose, see `Intervention`.
+    LearnerError where a tied path has nothing to join, or an intervention has nothing to break.
     """
 
     def __init__(
@@ -140,6 +142,18 @@ class MemoryCell(Cell):
         tie: bool,
         intervention: Intervention = "none",
     ) -> None:
+        if tie and memory.add_heads == 0:
+            raise LearnerError(
+                "tie = true joins the key to what is written, and this memory writes its key itself: give "
+                'add_vector = "apart" or tie = false'
+            )
+        if intervention == "shuffle_keys" and not tie:
+            raise LearnerError('intervention "shuffle_keys" shuffles the tied content: it needs tie = true')
+        if intervention == "zero_controller" and controller == "feedforward":
+            raise LearnerError(
+                'intervention "zero_controller" clears what the controller keeps between steps, and '
+                '"feedforward" keeps nothing: give controller = "lstm" or "gru"'
+            )
         super().__init__()
         self.memory, self.intervention = memory, intervention
         words = memory.read_heads * memory.word_size

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fewshot.errors import LearnerError
 from fewshot.kernels.lrua import ScanOptions
 from fewshot.memory.addressing import content_weights
 from fewshot.memory.external import INITIAL_WORD, Access, ExternalMemory
@@ -131,6 +132,11 @@ class Lrua(ExternalMemory):
         gate_bias: float = 0.0,
         order: Order = "write_first",
     ) -> None:
+        if num_slots < read_heads:
+            raise LearnerError(
+                f"num_slots must be at least read_heads, as each head has a least used slot; got {num_slots} "
+                f"and {read_heads}"
+            )
         super().__init__(
             num_slots=num_slots,
             word_size=word_size,

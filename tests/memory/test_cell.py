@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fewshot.errors import LearnerError
 from fewshot.memory.addressing import EPSILON
 from fewshot.memory.attribution import read_amounts, touched_slots, visits
 from fewshot.memory.cell import Intervention, LstmCell, MemoryCell, MemoryState
@@ -316,6 +317,22 @@ def test_paper_mode_has_neither_strength_nor_add_vector_nor_tie() -> None:
     assert cell.content is None
     assert cell.label_content is None
     assert cell.start(1).content.shape == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (PAPER | {"tie": True}, "tie = true joins the key to what is written, .*"),
+        ({"tie": False, "intervention": "shuffle_keys"}, 'intervention "shuffle_keys" .* needs tie = true'),
+        (
+            {"controller": "feedforward", "intervention": "zero_controller"},
+            'intervention "zero_controller" .* give controller = "lstm" or "gru"',
+        ),
+    ],
+)
+def test_a_cell_with_nothing_to_join_or_to_break_is_one_line(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(LearnerError, match=f"^{says}$"):
+        small_cell(**changes)
 
 
 def test_the_write_gate_starts_where_asked() -> None:

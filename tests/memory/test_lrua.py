@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fewshot.errors import LearnerError
 from fewshot.memory.addressing import EPSILON
 from fewshot.memory.lrua import (
     INITIAL_WORD,
@@ -273,3 +274,8 @@ def test_gradient(mode: LeastUsed, order: Order, with_strength: bool) -> None:
 
     leaves = tuple(tensor.requires_grad_() for tensor in (memory, read_weights, *inputs.values()))
     assert torch.autograd.gradcheck(step, leaves)
+
+
+def test_too_few_slots_are_one_line() -> None:
+    with pytest.raises(LearnerError, match=r"^num_slots must be at least read_heads, .* got 3 and 4$"):
+        Lrua(num_slots=3, read_heads=4)
