@@ -59,6 +59,7 @@ _STYLES = {
     "nearest_neighbour": Style(_BLACK, "X"),
     "count_guesser": Style("#8a8a8a", "P"),
 }
+_NOBODY = "#8a8a8a"
 # For labels, without the pale ones, in turn; the number beside it says which label it is.
 _LABELS = (_BLUE, _VERMILLION, _GREEN, "#AA4499", "#B07800", _BLACK)
 
@@ -72,8 +73,8 @@ def learner_style(learner: str) -> Style:
 
 
 def label_color(label: int) -> str:
-    """The colour of a label of an episode, the same in all figures."""
-    return _LABELS[label % len(_LABELS)]
+    """The colour of a label of an episode, the same in all figures; grey for -1, which no class has."""
+    return _LABELS[label % len(_LABELS)] if label >= 0 else _NOBODY
 
 
 def new_figure(width: float, height: float) -> Figure:

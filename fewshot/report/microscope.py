@@ -24,7 +24,6 @@ PALE = 0.14
 _STEPS_INCHES, _NARROWEST, _WIDEST = 11.0, 0.15, 0.55
 _LEFT, _RIGHT, _TOP, _BOTTOM, _TITLE = 0.95, 0.3, 0.45, 0.45, 0.56
 _STREAM_ROWS = 3.3
-_NOBODY = "#8a8a8a"
 
 
 def draw_microscope(episode: WatchedEpisode, title: str, *lines: str) -> Figure:
@@ -73,7 +72,7 @@ def _draw_stream(axes: Axes, episode: WatchedEpisode) -> None:
         if episode.presentation[step] == 1:
             dot: dict[str, Any] = {"marker": ".", "ms": 6, "color": label_color(int(label)), "clip_on": False}
             axes.plot(middle, -2.5 / column, **dot)
-        named, color = ("–", _NOBODY) if answer < 0 else (str(answer), label_color(int(answer)))
+        named, color = "–" if answer < 0 else str(answer), label_color(int(answer))
         told = axes.text(middle, 1.32, named, color=color, weight="bold", **text)
         if answer != label:
             told.set(color="white", bbox={"boxstyle": "round,pad=0.15", "facecolor": color, "linewidth": 0})
@@ -151,7 +150,7 @@ def _draw_usage(axes: Axes, episode: WatchedEpisode) -> None:
 
 def _heat(axes: Axes, labels: Labels, values: Floats, darkest: float, least: Floats | float = 0.0) -> None:
     """Cells (row, step) in their labels' colours: white at 0, full at `darkest`; the root shows weak ones."""
-    palette = [to_rgb(label_color(label)) for label in range(int(labels.max()) + 1)] + [to_rgb(_NOBODY)]
+    palette = [to_rgb(label_color(label)) for label in (*range(int(labels.max()) + 1), -1)]
     full = 1 - np.array(palette)[labels]
     opacity = np.maximum(np.sqrt(np.clip(values / max(darkest, 1e-12), 0, 1)), least)
     rows, steps = values.shape

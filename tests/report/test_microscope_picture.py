@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
 
 from fewshot.harness.watched import WatchedEpisode
 from fewshot.report.figure import label_color, new_figure
@@ -90,8 +90,13 @@ def test_an_answer_may_name_no_class(episode: WatchedEpisode) -> None:
     nowhere = replace(episode, answers=np.array([1, -1, 1, -1, 0, 0]))
     answers = [text for text in panels(nowhere)[0].texts if text.get_text() in "012–"]
     assert [text.get_text() for text in answers] == list("1–1–00")
+    boxes = [answers[step].get_bbox_patch() for step in (1, 3)]
+    grey = {to_hex(box.get_facecolor()) for box in boxes if box is not None}
+    assert grey == {label_color(-1)}
+    assert grey.isdisjoint(label_color(label) for label in range(6))
     page = microscope_page(nowhere, new_figure(1, 1), title="", lines=[], command="")
     assert page.count('"answer": "no class"') == 2
+    assert page.count(f'"answer_color": "{label_color(-1)}"') == 2
 
 
 def test_bars_say_what_came_from_the_right_class(episode: WatchedEpisode) -> None:
