@@ -1,13 +1,14 @@
 """Which records of two learners answered the same test episodes, and how the learners compare on them.
 
-Episode i is a function of the classes, the protocol, the episode seed and i alone (design decision 1). So
+Episode i is a function of the class pool, the protocol, the episode seed and i alone (design decision 1). So
 the records of one setting hold answers to the same episodes: to the first of them, where one was asked fewer.
 That they are the same is said by the digests of as many episodes, and by the classes of their answers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import reduce
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,12 +24,13 @@ from fewshot.harness.record import Record, answer_columns, read_answers, read_re
 
 PRESENTATIONS = (1, 2, 3, 5, 10)
 
-# What test episodes are drawn from, and how. (Not at which size: the images are the same ones.)
+# What test episodes are drawn from, and how. At another size the images are other pixels: another class pool.
 _SETTING = (
     "dataset",
     "split",
     "side",
     "rotated_test_classes",
+    "image_size",
     "protocol",
     "way",
     "shot",
@@ -74,7 +76,8 @@ def compare_learners(
     shared = [setting for setting in tests_a if setting in tests_b]
     if not shared:
         raise RecordError(
-            f"{a} and {b} were not tested on the same episodes: give both the same tests in a suite"
+            f"{a} and {b} were not tested on the same episodes ({_least_difference(tests_a, tests_b)}): "
+            "give both the same tests in a suite, on images of one size"
         )
     rows = [
         row
@@ -103,6 +106,15 @@ def _by_setting(contender: Contender) -> dict[Setting, list[Record]]:
                 "that is not meant"
             )
     return found
+
+
+def _least_difference(a: Iterable[Setting], b: Iterable[Setting]) -> str:
+    """ "image_size 20 and 28": what the two settings that are most alike do not share."""
+    differing = (
+        [f"{name} {x} and {y}" for name, x, y in zip(_SETTING, *pair, strict=True) if x != y]
+        for pair in product(a, b)
+    )
+    return ", ".join(min(differing, key=len))
 
 
 def _compare_setting(

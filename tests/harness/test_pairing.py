@@ -160,6 +160,15 @@ def test_other_tests_are_refused(folder):
         upright(folder, "prototypical", "lstm")
 
 
+def test_images_of_another_size_are_another_test(folder):
+    change(folder, "lstm", "stream", image_size=20)
+    assert {protocol for protocol, _ in upright(folder, "prototypical", "lstm")} == {"kshot"}
+    change(folder, "lstm", "kshot", image_size=20)
+    with pytest.raises(RecordError, match=r"\(image_size \d+ and 20\): .* on images of one size$") as e:
+        upright(folder, "prototypical", "lstm")
+    assert "\n" not in str(e.value)
+
+
 def test_chains_are_another_test_than_single_streams(folder):
     change(folder, "lstm", "stream", chain=4)
     assert {protocol for protocol, _ in upright(folder, "prototypical", "lstm")} == {"kshot"}
