@@ -15,6 +15,7 @@ from fewshot.report.formats import ResultTable, Row, write
 from fewshot.report.results import (
     TRANSDUCTIVE_MARK,
     TRANSDUCTIVE_NOTE,
+    added_columns,
     describe_stream,
     describe_test_set,
     grouped,
@@ -37,6 +38,8 @@ SETTING = (
     "labels",
     "chain",
 )
+_ADDED = ("image_size", "length", "query", "within_group")
+
 COLUMNS = (
     *SETTING,
     "learner_a",
@@ -67,9 +70,11 @@ def render(compared: Sequence[Compared], format: str) -> str:
 
 
 def long_table(compared: Sequence[Compared]) -> pd.DataFrame:
-    """One row per comparison (COLUMNS)."""
-    frame = pd.DataFrame([_long_row(one) for one in compared], columns=list(COLUMNS))
-    return frame.astype(dict.fromkeys(("shot", "instance"), "Int64"))
+    """One row per comparison (COLUMNS), and at the end whatever else tells two tests apart (_ADDED)."""
+    added = added_columns((one.record for one in compared), _ADDED)
+    frame = pd.DataFrame([_long_row(one) for one in compared], columns=[*COLUMNS, *added])
+    integers = {"shot", "instance", *added} - {"within_group"}
+    return frame.astype(dict.fromkeys(integers, "Int64"))
 
 
 def tables(compared: Sequence[Compared]) -> list[ResultTable]:
@@ -175,7 +180,7 @@ def _long_row(one: Compared) -> dict[str, Any]:
         "ci95_methods": found.ci95_methods,
     }
     return {
-        **{name: getattr(one.record, name) for name in SETTING if name in Record.model_fields},
+        **{name: getattr(one.record, name) for name in (*SETTING, *_ADDED) if name in Record.model_fields},
         "instance": one.instance,
         "learner_a": one.a[0].learner,
         "learner_b": one.b[0].learner,

@@ -82,6 +82,20 @@ _MEANING = (
 )
 
 
+# What the long tables say of a test in any case, as far as `added_columns` asks.
+_TOLD = (
+    "dataset",
+    "split",
+    "side",
+    "rotated_test_classes",
+    "protocol",
+    "way",
+    "shot",
+    "counts",
+    "labels",
+)
+
+
 class Figure(NamedTuple):
     """An accuracy with half widths of its 95 % intervals over episodes and over test classes, in per cent."""
 
@@ -183,6 +197,13 @@ def grouped(
     for result in results:
         groups.setdefault(key(result.record), []).append(result)
     return list(groups.values())
+
+
+def added_columns(records: Iterable[Record], names: Iterable[str]) -> list[str]:
+    """Those of the fields `names` in which tests differ that are alike in what a long table always says."""
+    tests = [(tuple(getattr(record, told) for told in _TOLD), record) for record in records]
+    alike = len({test for test, _ in tests})
+    return [name for name in names if len({(test, getattr(record, name)) for test, record in tests}) > alike]
 
 
 def test_set(record: Record) -> tuple[object, ...]:

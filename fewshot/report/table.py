@@ -19,6 +19,7 @@ from fewshot.report.results import (
     TRANSDUCTIVE_NOTE,
     Figure,
     Result,
+    added_columns,
     chance_accuracy,
     describe_stream,
     describe_test_set,
@@ -72,7 +73,8 @@ def long_table(records: Iterable[Record]) -> pd.DataFrame:
     """One row per learner configuration and setting (COLUMNS), a stream giving one row per presentation.
 
     Accuracies in per cent, to two digits; means over training seeds; gap is ours minus the published figure.
-    A column `chain` comes last where some record is of one. Raises RecordError where there are no records.
+    A column `chain` comes last where some record is of one, and then `length` where streams that are alike
+    otherwise differ in it. Raises RecordError where there are no records.
     """
     results = merge_seeds(records)
     rows = [
@@ -81,8 +83,10 @@ def long_table(records: Iterable[Record]) -> pd.DataFrame:
         for instance, figure in result.figures.items()
     ]
     chained = any(result.record.chain > 1 for result in results)
-    frame = pd.DataFrame(rows, columns=[*COLUMNS, "chain"] if chained else list(COLUMNS))
-    return frame.astype(dict.fromkeys(_INTEGERS, "Int64") | dict.fromkeys(_PERCENTAGES, "Float64"))
+    lengths = added_columns((result.record for result in results), ["length"])
+    frame = pd.DataFrame(rows, columns=[*COLUMNS, *["chain"] * chained, *lengths])
+    integers = (*_INTEGERS, *lengths)
+    return frame.astype(dict.fromkeys(integers, "Int64") | dict.fromkeys(_PERCENTAGES, "Float64"))
 
 
 def render(records: Iterable[Record], format: str) -> str:
@@ -117,7 +121,7 @@ def tables(records: Iterable[Record]) -> list[ResultTable]:
 def _long_row(result: Result, instance: int | None, figure: Figure) -> dict[str, Any]:
     record = result.record
     published = find_published(record, instance)
-    names = [name for name in (*COLUMNS, "chain") if name in Record.model_fields]
+    names = [name for name in (*COLUMNS, "chain", "length") if name in Record.model_fields]
     row: dict[str, Any] = {name: getattr(record, name) for name in names}
     row |= {
         "instance": instance,

@@ -8,7 +8,7 @@ import pytest
 from fewshot.errors import RecordError
 from fewshot.harness.comparison import Compared, Comparison
 from fewshot.harness.record import Record
-from fewshot.report.comparison_table import COLUMNS, render
+from fewshot.report.comparison_table import COLUMNS, long_table, render
 from tests.report.test_table import NOT_TRAINED, kshot, stream
 
 
@@ -78,6 +78,17 @@ def test_the_long_table_has_a_row_per_comparison() -> None:
     assert frame["difference"].tolist() == [1.13] * 4
     assert frame["p_holm"].tolist() == [0.00001, 0.05, 0.02, 0.049]
     assert frame[["train_seeds_a", "train_seeds_b"]].values.tolist() == [[3, 1]] * 4
+
+
+def test_the_long_table_says_what_else_tells_tests_apart() -> None:
+    shown = [compared([kshot("mann", 0.9, query=query)], [kshot("maml", 0.9)], 0.5) for query in (5, 15)]
+    given = ({"length": 20}, {"length": 50}, {"length": 50, "within_group": True})
+    shown += [compared([stream("mann", BY_INSTANCE, **f)], [stream("maml", BY_INSTANCE)], 0.5) for f in given]
+    frame = long_table(shown)
+    assert list(frame) == [*COLUMNS, "length", "query", "within_group"]
+    assert frame["query"].tolist() == [5, 15, pd.NA, pd.NA, pd.NA]
+    assert frame["length"].tolist() == [pd.NA, pd.NA, 20, 50, 50]
+    assert frame["within_group"].tolist() == [False, False, False, False, True]
 
 
 def test_a_claim_about_methods_is_called_one() -> None:

@@ -227,6 +227,21 @@ def test_the_long_table_has_a_last_column_for_chains_where_there_are_some() -> N
     assert frame[["protocol", "chain"]].values.tolist() == [["kshot", 1], ["stream", 1], ["stream", 10]]
 
 
+def test_the_long_table_tells_lengths_apart_where_streams_are_alike_otherwise() -> None:
+    short, long = stream("mann", {2: 0.9}, length=20), stream("mann", {2: 0.8}, length=100)
+    frame = long_table([short, long, kshot("mann", 0.9)])
+    assert list(frame) == [*COLUMNS, "length"]
+    assert frame[["protocol", "length"]].values.tolist() == [
+        ["kshot", pd.NA],
+        ["stream", 20],
+        ["stream", 100],
+    ]
+    chained = stream("mann", {2: 0.8}, length=20, chain=10)
+    assert list(long_table([short, long, chained])) == [*COLUMNS, "chain", "length"]
+    another_way = stream("mann", {2: 0.8}, length=150, way=15)
+    assert list(long_table([short, another_way])) == list(COLUMNS)
+
+
 def test_rows_stand_in_the_order_of_reading() -> None:
     learners = ["count_guesser", "my_own", "nearest_neighbour", "prototypical", "lstm", "mann:no_tie", "mann"]
     expected = ["mann", "mann:no_tie", "lstm", "prototypical", "my_own", "nearest_neighbour", "count_guesser"]
