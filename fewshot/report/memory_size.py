@@ -1,12 +1,13 @@
 """Accuracy against the slots of a memory and against the length of its streams.
 
-The records are one learner's under several values of its option num_slots, in streams of several lengths, as
-benchmarks/mann_cost.toml makes them. A longer stream shows each class more often, so two presentations are
-drawn: the 2nd, and the last, by which a small memory has been written over many times. A chain of streams is
-as long as all its images are: the memory is not wiped between them.
+The records are one network's, with the same weights and options, under several values of num_slots or in
+streams of several lengths, as benchmarks/mann_cost.toml makes them. A longer stream shows each class more
+often, so two presentations are drawn: the 2nd, and the last, by which a small memory has been written over
+many times. A chain of streams is as long as all its images are: the memory is not wiped between them.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -14,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from fewshot.harness.record import Record
+from fewshot.harness.record import Record, record_key
 from fewshot.report.axes import STRETCH_NOTE, clean, margins, stretch
 from fewshot.report.figure import add_title, new_figure
 from fewshot.report.results import Result, describe_test_set, file_name, grouped, test_set
@@ -25,14 +26,17 @@ MARKERS = "osD^v<>"
 
 
 def memory_figures(streams: Sequence[Result]) -> dict[str, Figure]:
-    """A figure, by name, of each learner and kind of stream for which there are several numbers of slots."""
-    figures = {}
-    for group in grouped((result for result in streams if _slots(result.record)), _setting):
-        record = group[0].record
-        if len({_slots(result.record) for result in group}) > 1:
-            name = f"memory-{_method(record)}-{record.way}way-{record.counts}-{file_name(group)}"
-            figures[name] = memory_figure(group)
-    return figures
+    """A figure, by name, of each network and kind of stream with several numbers of slots or of images.
+
+    Where several networks would have a figure of one name, what sets them apart is in it as a digest.
+    """
+    groups = grouped((result for result in streams if _slots(result.record)), _setting)
+    sized = [group for group in groups if len({(_slots(r.record), _images(r.record)) for r in group}) > 1]
+    names = [_name(group) for group in sized]
+    return {
+        name if names.count(name) == 1 else f"{name}-{_digest(group)}": memory_figure(group)
+        for name, group in zip(names, sized, strict=True)
+    }
 
 
 def memory_figure(results: Sequence[Result]) -> Figure:
@@ -59,23 +63,46 @@ def memory_figure(results: Sequence[Result]) -> Figure:
                 axes.legend(title=legend, loc="upper left", bbox_to_anchor=(1.01, 1.03), frameon=False)
         row[0].set_ylabel(f"{'last' if last else '2nd'} presentation (%)")
     notes = ["bar: 95 % over episodes"] + [STRETCH_NOTE] * stretched
-    told = f"{record.way}-way, {record.counts} counts; {describe_test_set(results)}"
-    add_title(figure, f"{_method(record)}: the size of the memory", told, "  ·  ".join(notes))
+    labels = "" if record.labels == "one_hot" else f", {record.labels} labels"
+    told = f"{record.way}-way, {record.counts} counts{labels}; {describe_test_set(results)}"
+    add_title(figure, f"{_learners(results)}: the size of the memory", told, "  ·  ".join(notes))
     return figure
 
 
 def _setting(record: Record) -> tuple[object, ...]:
-    """What the records of one figure have in common: the method, and their streams but for the length."""
-    return *test_set(record), _method(record), record.way, record.counts, record.labels
+    """What the records of one figure have in common: the network, and their streams but for the length."""
+    options = {name: value for name, value in _options(record).items() if name != "num_slots"}
+    network = _method(record), record_key(options), record.checkpoint_sha256, record.image_size
+    return *test_set(record), *network, record.way, record.counts, record.labels
+
+
+def _name(results: Sequence[Result]) -> str:
+    record = results[0].record
+    labels = "" if record.labels == "one_hot" else f"-{record.labels}"
+    return f"memory-{_method(record)}-{record.way}way-{record.counts}{labels}-{file_name(results)}"
+
+
+def _digest(results: Sequence[Result]) -> str:
+    return record_key({"setting": _setting(results[0].record)})[:6]
+
+
+def _learners(results: Sequence[Result]) -> str:
+    """ "mann:8_slots to mann:1024_slots"."""
+    names = list(dict.fromkeys(result.record.learner for result in results))
+    return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
 
 
 def _method(record: Record) -> str:
     return record.learner.partition(":")[0]
 
 
+def _options(record: Record) -> dict[str, Any]:
+    return record.config.get("options") or {}
+
+
 def _slots(record: Record) -> int:
     """The slots of the learner's memory; 0 for a learner without."""
-    slots: int = (record.config.get("options") or {}).get("num_slots", 0)
+    slots: int = _options(record).get("num_slots", 0)
     return slots
 
 
@@ -96,6 +123,8 @@ def _draw(axes: Axes, results: Sequence[Result], last: bool, across: Axis, line:
     """A line per value of `line`, with its points along `across`."""
     values = sorted({line(result.record) for result in results})
     colors = colormaps["viridis"](np.linspace(0, 0.88, len(values)))
+    ticks = sorted({across(result.record) for result in results})
+    axes.set(xscale="log", xlim=(ticks[0] / 1.1, ticks[-1] * 1.1))  # there may be a single value
     for number, (value, color) in enumerate(zip(values, colors, strict=True)):
         of_line = [result for result in results if line(result.record) == value]
         of_line.sort(key=lambda result: across(result.record))
@@ -110,8 +139,7 @@ def _draw(axes: Axes, results: Sequence[Result], last: bool, across: Axis, line:
             lw=1.4,
             label=f"{value:,}",
         )
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(sorted({across(result.record) for result in results})))
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     clean(axes)

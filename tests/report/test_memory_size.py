@@ -14,9 +14,10 @@ def result(slots: int | None, length: int, learner: str = "mann", **fields: Any)
     """Accuracy at presentation k of n is 0.5 + slots / 1000 + k / 100."""
     presentations = range(1, length // 5 + 1)
     accuracy = {k: 0.5 + (slots or 0) / 1000 + k / 100 for k in presentations}
-    options = {} if slots is None else {"num_slots": slots}
+    options = fields.pop("options", {}) | ({} if slots is None else {"num_slots": slots})
     given = {
         "config": {"options": options},
+        "checkpoint_sha256": "these weights",
         "length": length,
         "accuracy_by_instance": accuracy,
         "ci95_by_instance": dict.fromkeys(presentations, 0.004),
@@ -56,11 +57,35 @@ def test_a_chain_is_as_long_as_all_its_images() -> None:
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["10", "50", "200"]
 
 
+def test_lengths_alone_make_a_figure() -> None:
+    figures = memory_figures([result(100, 10), result(100, 50)])
+    assert list(figures) == [OF_IT]
+    assert figures[OF_IT].axes[0].get_xlim() == pytest.approx((100 / 1.1, 110)), "the one value in the middle"
+
+
+def test_networks_and_kinds_of_labels_have_figures_of_their_own() -> None:
+    untied = [result(slots, 10, options={"tie": False}) for slots in (16, 64)]
+    strings = [result(slots, 10, labels="string") for slots in (16, 64)]
+    figures = memory_figures([*GRID, *untied, *strings])
+    plain, other, of_strings = figures
+    assert plain != other
+    assert all(name.startswith(f"{OF_IT}-") for name in (plain, other))
+    assert of_strings == "memory-mann-5way-exact-string-omniglot-vinyals-test"
+    points = [sum(len(line.get_xdata()) for line in figure.axes[0].lines) for figure in figures.values()]
+    assert points == [6, 2, 2]
+    title, told, *_ = (text.get_text() for text in figures[of_strings].texts)
+    assert title == "mann:16 to mann:64: the size of the memory"
+    assert "string labels" in told
+
+
 @pytest.mark.parametrize(
     "results",
     [
         [],
-        [result(128, 10), result(128, 50)],
+        [result(128, 10), result(128, 10, counts="random")],
+        [result(16, 10), result(64, 10, options={"tie": False})],
+        [result(16, 10), result(64, 10, checkpoint_sha256="others")],
+        [result(128, 10), result(128, 50, checkpoint_sha256="others")],
         [result(None, 10), result(None, 50)],
         [result(16, 10), result(64, 10, learner="mann_paper")],
         [result(16, 10), result(64, 10, counts="random")],
