@@ -114,7 +114,8 @@ def _least_difference(a: Iterable[Setting], b: Iterable[Setting]) -> str:
         [f"{name} {x} and {y}" for name, x, y in zip(_SETTING, *pair, strict=True) if x != y]
         for pair in product(a, b)
     )
-    return ", ".join(min(differing, key=len))
+    fewest = min(differing, key=len)
+    return ", ".join(fewest)
 
 
 def _compare_setting(
