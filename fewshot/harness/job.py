@@ -38,7 +38,10 @@ from fewshot.harness.train import (
     validation_protocol,
 )
 from fewshot.learners.base import Learner
-from fewshot.learners.registry import learner_class, options_of
+from fewshot.learners.registry import learner_class, options_of, telling_options
+
+
+CURVE_ROWS = 1000
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,11 @@ def _record_fields(job: Job, test: PlannedTest, learner: Learner, evaluation: Ev
         "suite": job.suite.name,
         "learner": job.learner.id,
         "config": {
-            "options": plain(options_of(kind, trained | job.learner.options)),
+            # Without what a later version adds, so that seeds of several versions go together; but whole
+            # where the row answers with another's weights, whose own options may differ.
+            "options": plain(
+                (options_of if job.weights else telling_options)(kind, trained | job.learner.options)
+            ),
             "train": job.learner.train.model_dump() if kind.trainable and not job.weights else None,
             "weights": job.learner.weights,
         },
@@ -207,11 +214,17 @@ def _training_update(job: Job, progress: Progress) -> Update:
 
 
 def _curve(job: Job, log: TrainLog) -> str:
-    """Learning curve: the loss every few steps, accuracies on validation classes where they were measured."""
+    """Learning curve: the loss every few steps, accuracies on validation classes where they were measured.
+
+    Of a long run's losses some CURVE_ROWS are kept.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["learner", "train_seed", *CurveRow._fields])
-    for step, episodes, seconds, *values in log.curve:
+    every = -(-len(log.curve) // CURVE_ROWS)
+    for number, (step, episodes, seconds, *values) in enumerate(log.curve):
+        if number % every and all(value is None for value in values[1:]):
+            continue
         shown = ["" if value is None else f"{value:.5g}" for value in values]
         # To the millisecond: a small learner's first look comes within a tenth of a second, and plots of this
         # column are logarithmic.
