@@ -40,7 +40,6 @@ from fewshot.harness.train import (
 from fewshot.learners.base import Learner
 from fewshot.learners.registry import learner_class, options_of, telling_options
 
-
 CURVE_ROWS = 1000
 
 
