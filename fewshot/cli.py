@@ -271,7 +271,7 @@ def inspect_memory(
         f"the stored image that is read most is of the right class in {100 * score.foremost:.1f} %, the "
         f"answer is right in {100 * score.accuracy:.1f} %, where the class was known"
     )
-    print(save(figure, out or Path(f"{checkpoint.stem}-episode-{episode}.png")))
+    print(save(figure, out or Path(f"{checkpoint.stem}-episode-{episode}.png"), colors=256))
     if html:
         command = shlex.join(["fewshot", *sys.argv[1:]])
         page = microscope_page(watched, figure, title=title, lines=lines, command=command)
