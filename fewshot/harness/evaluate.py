@@ -193,8 +193,8 @@ def _rows(
             f"{expected} (episode, answer, unit) were asked: see fewshot.check_learner"
         )
     asked = torch.ones_like(labels, dtype=torch.bool)
-    if isinstance(batch, StreamBatch) and learner.presentations is not None:
-        asked = torch.isin(presentation, presentation.new_tensor(learner.presentations))
+    if isinstance(batch, StreamBatch):
+        asked = learner.asked(batch)
     if bool(logits[asked].isnan().any()):
         raise LearnerError(
             f"{type(learner).__name__} answered with NaN for logits in episodes {first_episode} to "
