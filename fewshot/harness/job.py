@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fewshot.data.split import Split
 from fewshot.episodes.sampler import SAMPLER_VERSION
 from fewshot.harness.checkpoint import checkpoint_facts, file_sha256, load_learner, save_learner
@@ -180,7 +182,7 @@ def _training_fields(job: Job, split: Split, log: TrainLog) -> dict[str, Any]:
     """The fields of a record that the training decides; they are stored in the checkpoint."""
     settings = job.learner.train
     digest = draws_digest(draw_rows(log, split, settings))
-    names = ("dataset", "split", "protocol", "way", "shot", "steps", "episodes", "seconds", "seed")
+    names = ("dataset", "split", "protocol", "way", "shot", "steps", "episodes", "seconds", "seed", "device")
     if not learner_class(job.learner.id).trainable:
         untrained: dict[str, Any] = dict.fromkeys(f"train_{name}" for name in names)
         return untrained | {"train_classes_digest": digest, "selection": None}
@@ -196,6 +198,7 @@ def _training_fields(job: Job, split: Split, log: TrainLog) -> dict[str, Any]:
         settings.steps * settings.batch,
         round(log.seconds, 1),
         job.train_seed,
+        torch.cuda.get_device_name() if job.device == "cuda" else job.device,
     )
     return {f"train_{name}": value for name, value in zip(names, values, strict=True)} | {
         "train_classes_digest": digest,

@@ -131,6 +131,8 @@ class Record(BaseModel):
     """Training episodes of the whole training."""
     train_seconds: float | None
     """Wall-clock time of the training, in seconds, validation included."""
+    train_device: str | None = None
+    """What the training ran on: "cpu", or the GPU's name; None in records from before this was written down."""
     train_classes_digest: str | None = None
     """Digest of the trainer's log of every (side, class) drawn (SHA-256)."""
     selection: str | None
