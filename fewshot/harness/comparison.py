@@ -20,6 +20,9 @@ belongs to none of the three seven times (Owen and Eckles, Annals of Applied Sta
 counted four times, which still errs on the wide side. Three seeds say little about their own variance, hence
 Student's t with Welch's degrees of freedom (Biometrika 1947), where the level beneath counts as known.
 
+Two ways of answering with the same trainings (a network and itself with its memory emptied) have their seeds
+in common: the level above is then that of the differences, seed by seed.
+
 A claim about *methods* takes LEAST_SEEDS training seeds of each; a learner that is not trained has none to
 vary and is its own method. With fewer, ci95_methods is None and the comparison is about the checkpoints at
 hand. The p-value is two-sided and belongs to the widest interval that there is: it is below 0.05 where that
@@ -109,10 +112,12 @@ def compare(
     a: Answered,
     b: Answered,
     presentations: Sequence[int] = (),
+    same_trainings: bool = False,
 ) -> dict[int | None, Comparison]:
     """Compare over all answers (None) and at each of the presentations, as far as it occurs.
 
     The columns are as `record.answer_columns` gives them, (row,); an accuracy is the mean over seeds.
+    same_trainings: whether seed i of a and of b is one training, in all of them.
     """
     resampling = Resampling(episode, class_id)
     # Sums over seeds instead of means: integers add up to the same in any order of the rows.
@@ -128,6 +133,8 @@ def compare(
         by_seed = [side.correct[:, rows].sum(axis=1) / count[rows].sum() for side in (a, b)]
         beneath = resampling.deviation(difference * rows, asked * rows)
         above = [seeds for seeds, side in zip(by_seed, (a, b), strict=True) if side.trained]
+        if same_trainings:
+            above = [by_seed[0] - by_seed[1]]
         found[instance] = Comparison(
             accuracy_a=float(by_seed[0].mean()),
             accuracy_b=float(by_seed[1].mean()),
@@ -168,8 +175,8 @@ def _p_value(mean: float, beneath: float | None, above: Sequence[NDArray[np.floa
 def _spread(beneath: float, above: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
     """Standard deviation of a difference, and its degrees of freedom.
 
-    beneath: the standard deviation over classes and episodes. above: for each method, the accuracies of its
-    training seeds.
+    beneath: the standard deviation over classes and episodes. above: for each set of trainings, what their
+    seeds vary in.
     """
     variances = [(float(seeds.var(ddof=1)) / len(seeds), len(seeds) - 1) for seeds in above]
     variance = beneath**2 + sum(of_seeds for of_seeds, _ in variances)

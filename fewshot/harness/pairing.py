@@ -99,6 +99,7 @@ def _by_setting(contender: Contender) -> dict[Setting, list[Record]]:
         names = {record.learner for record in records}
         raise RecordError(unknown(f"learner of {contender.folder}", contender.learner, names))
     for of_setting in found.values():
+        of_setting.sort(key=lambda record: record.train_seed or 0)
         seeds = [record.train_seed for record in of_setting]
         if len(seeds) > len(set(seeds)):
             raise RecordError(
@@ -148,11 +149,18 @@ def _compare_setting(
         Answered(correct[:seeds], trained=records_a[0].train_seed is not None),
         Answered(correct[seeds:], trained=records_b[0].train_seed is not None),
         presentations if records_a[0].protocol == "stream" else (),
+        same_trainings=_same_trainings(records_a, records_b),
     )
     return [
         Compared(tuple(records_a), tuple(records_b), k, episodes, comparison, comparison.p_value)
         for k, comparison in found.items()
     ]
+
+
+def _same_trainings(a: list[Record], b: list[Record]) -> bool:
+    """Whether both answered with the same weights, seed by seed."""
+    weights = [[(record.train_seed, record.checkpoint_sha256) for record in records] for records in (a, b)]
+    return weights[0] == weights[1] and None not in weights[0][0]
 
 
 def _shared_episodes(a: Contender, b: Contender, records: list[Record]) -> int:

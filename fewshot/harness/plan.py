@@ -119,7 +119,7 @@ def training_key(job: Job, split: Split) -> str:
             "learner": kind.__qualname__ if ours else f"{kind.__module__}:{kind.__qualname__}",
             "versions": {"learner": kind.version, "sampler": SAMPLER_VERSION, "training": TRAINING_VERSION},
             "options": plain(telling_options(kind, job.learner.options)),
-            "train": job.learner.train.model_dump(mode="json") if kind.trainable else None,
+            "train": None if job.weights or not kind.trainable else job.learner.train.model_dump(mode="json"),
             "train_seed": job.train_seed if kind.trainable else None,
         }
         | ({"weights": file_sha256(job.weights)} if job.weights else {})

@@ -166,7 +166,15 @@ def _recorded_learner(folder: Path, record: Record) -> Learner:
         learner = load_learner(path, record.learner)
     if file_sha256(path) != record.checkpoint_sha256:
         raise RecordError(f"{path} is not the file that was recorded: its SHA-256 differs")
-    told = json.loads(checkpoint_facts(path)["training"]) | {
+    facts = checkpoint_facts(path)
+    if not record.config.get("weights"):
+        trained, options = json.loads(facts["options"]), record.config["options"]
+        if strange := [name for name, value in options.items() if trained.get(name, value) != value]:
+            name = strange[0]
+            raise RecordError(
+                f"the record says option {name} {options[name]!r}, the checkpoint {trained[name]!r}"
+            )
+    told = json.loads(facts["training"]) | {
         "backbone": learner.backbone_name,
         "transductive": learner.transductive and record.protocol == "kshot",
     }

@@ -110,7 +110,7 @@ def test_a_row_is_rounded_to_its_127th_part_and_only_once(row: list[float]) -> N
     matrix = torch.tensor([row, [0.0] * len(row)])
     once = _restored(_stored("weight", matrix))["weight"]
     largest = matrix.abs().max()
-    # Half a step, which a bfloat16 gives to 1 part in 256; and as much at the row's largest weight, cut at 127.
+    # Half a step, which a bfloat16 gives to 1 part in 256; and as much at the largest weight, cut at 127.
     assert (once - matrix).abs().max() <= largest / 127 * (0.5 + 1 / 256) * 1.01 + 1e-30
     assert torch.equal(_restored(_stored("weight", once))["weight"], once)
     assert once[1].eq(0).all()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import t as student_t
 from scipy.stats import ttest_rel
 
 from fewshot.harness.comparison import Answered, _spread, compare, holm
@@ -140,6 +141,25 @@ def test_a_claim_about_methods_takes_three_seeds_of_each_that_is_trained():
     assert methods(three, two) is None
     assert methods(three, untrained) is not None
     assert methods(two, untrained) is None
+
+
+def test_the_same_trainings_differ_by_what_their_seeds_differ_by():
+    """A large effect of the seed that both ways of answering share is none of their difference."""
+    random = np.random.default_rng(7)
+    columns = drawn(random)
+    of_seed = random.normal(0, 0.1, (3, 1))
+    count = np.full(len(columns[0]), QUERY)
+    a, b = (answered(random, 0.5 + of_seed + more, 3) for more in (0.1, 0.0))
+    apart, together = (
+        compare(*columns, 0 * count, count, a, b, same_trainings=same)[None] for same in (False, True)
+    )
+    assert together.ci95_classes == apart.ci95_classes
+    assert together.ci95_methods < apart.ci95_methods / 3
+    beneath = together.ci95_classes / student_t.ppf(0.975, np.inf)
+    by_seed = (a.correct.sum(1) - b.correct.sum(1)) / count.sum()
+    deviation, freedom = _spread(beneath, [by_seed])
+    assert deviation**2 == pytest.approx(beneath**2 + by_seed.var(ddof=1) / 3)
+    assert together.ci95_methods == pytest.approx(student_t.ppf(0.975, freedom) * deviation)
 
 
 # --- Crossed effects: coverage, and no more false alarms than claimed ---------------------------------------

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pytest
 
 from fewshot.errors import RecordError
-from fewshot.harness.comparison import holm
+from fewshot.harness.comparison import compare, holm
 from fewshot.harness.pairing import Contender, compare_learners
 from fewshot.harness.record import RECORDS_FILE, read_answers, read_records, write_answers
 from fewshot.harness.statistics import over_classes
@@ -59,6 +59,23 @@ def test_all_that_both_answered_is_compared(folder):
 def test_a_learner_does_not_differ_from_itself(folder):
     for one in upright(folder, "lstm", "lstm").values():
         assert (one.comparison.difference, one.comparison.p_value, one.p_holm) == (0, 1, 1)
+
+
+def test_two_ways_to_answer_with_the_same_weights_are_compared_seed_by_seed(folder, monkeypatch):
+    asked = []
+
+    def told(*given, same_trainings, **rest):
+        asked.append(same_trainings)
+        return compare(*given, same_trainings=same_trainings, **rest)
+
+    monkeypatch.setattr("fewshot.harness.pairing.compare", told)
+    for other, same in (("lstm", True), ("prototypical", False), ("nearest_neighbour", False)):
+        compare_learners(Contender(folder, "lstm"), Contender(folder, other))
+        assert asked, other
+        assert all(here is same for here in asked), other
+        asked.clear()
+    compare_learners(Contender(folder, "nearest_neighbour"), Contender(folder, "prototypical"))
+    assert not any(asked)
 
 
 def test_a_class_and_its_turned_copies_are_resampled_together(folder):

@@ -523,6 +523,9 @@ def test_weights_of_another_checkpoint_answer_under_their_own_name(
     assert not (tmp_path / "adopted" / "checkpoints").exists()
     run_suite(adopting, tmp_path / "adopted", jobs=1, fresh=True)
     assert weights.is_file()
+    # How it would have been trained is no part of what it means.
+    row = {"id": "prototypical:adopted", "weights": str(weights), "train": {"steps": 77}}
+    assert run_suite(changed(tiny_suite, learner=[row]), tmp_path / "adopted", jobs=1) == []
     verdicts = verify_records(tmp_path / "adopted", root=image_folder.parent, jobs=1)
     assert [verdict.problem for verdict in verdicts] == [None] * len(made)
     wrong = changed(tiny_suite, learner=[{"id": "lstm", "weights": str(weights)}])

@@ -262,6 +262,13 @@ def test_a_record_that_says_something_else_is_noticed(
     assert says in problem(results, number)
 
 
+def test_a_record_that_says_other_options_than_the_checkpoint_is_noticed(results: Path) -> None:
+    number = number_of(results, "lstm", "kshot")
+    config = read_records(results)[number].config
+    change(results, number, config=config | {"options": config["options"] | {"hidden_size": 7}})
+    assert "the record says option hidden_size 7, the checkpoint " in problem(results, number)
+
+
 def test_changed_images_are_noticed(results: Path, image_folder: Path, tmp_path: Path) -> None:
     copied = shutil.copytree(image_folder, tmp_path / image_folder.name)
     for number in range(len(read_records(results))):
