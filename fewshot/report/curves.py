@@ -72,10 +72,11 @@ def curve_figures(curves: pd.DataFrame, results: Sequence[Result]) -> dict[str, 
     """The figures that the curves have something for, by name; results: what the learners came to."""
     figures = {}
     marked = PAPER_EPISODES if results[0].record.suite.startswith(PAPER_SUITES) else None
+    gpus = accelerated(results)
     if curves["val_accuracy"].notna().any():
-        figures["curves"] = curves_figure(curves, SELECTED, marked=marked)
+        figures["curves"] = curves_figure(curves, SELECTED, marked=marked, gpus=gpus)
     if curves["val_second"].notna().any():
-        figures["curves-second"] = curves_figure(curves, SECOND, published_second(results), marked)
+        figures["curves-second"] = curves_figure(curves, SECOND, published_second(results), marked, gpus)
     if curves["train_accuracy"].notna().any():
         figures["overfitting"] = overfitting_figure(curves)
     return figures
@@ -99,15 +100,27 @@ def published_second(results: Sequence[Result]) -> dict[str, Published]:
     return found
 
 
+def accelerated(results: Sequence[Result]) -> dict[str, list[str]]:
+    """GPU -> the learners that were trained on it: their minutes are not those of the others."""
+    found: dict[str, list[str]] = {}
+    for record in (result.record for result in results):
+        device = record.train_device or "cpu"
+        if device != "cpu" and record.learner not in found.setdefault(device, []):
+            found[device].append(record.learner)
+    return found
+
+
 def curves_figure(
     curves: pd.DataFrame,
     quantity: Quantity,
     published: dict[str, Published] | None = None,
     marked: int | None = None,
+    gpus: dict[str, list[str]] | None = None,
 ) -> Figure:
     """Accuracy on validation classes against training episodes and against minutes, both logarithmic.
 
     published: by learner, drawn as horizontal lines. marked: a number of training episodes to mark.
+    gpus: GPU -> the learners trained on it, to be named.
     """
     looks = curves.dropna(subset=[quantity.column])
     learners = sorted(looks["learner"].unique(), key=learner_rank)
@@ -144,6 +157,7 @@ def curves_figure(
         panels[0].axvline(marked, color=GREY, lw=0.9, ls=(0, (1, 2)), zorder=1)
         notes.append(f"upright line: {marked:,} episodes, as the paper")
     told = "validation classes, each learner under the protocol that its weights are selected on"
+    told += "".join(f"  ·  on {gpu}: {', '.join(names)}" for gpu, names in (gpus or {}).items())
     add_title(figure, quantity.title, told, "  ·  ".join(notes))
     return figure
 

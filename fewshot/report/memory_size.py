@@ -23,15 +23,19 @@ from fewshot.report.results import Result, describe_test_set, file_name, grouped
 Axis = Callable[[Record], int]
 
 MARKERS = "osD^v<>"
+LEAST_POINTS = 3
+"""Numbers of slots, or of images, that a figure takes: two are told by the table."""
 
 
 def memory_figures(streams: Sequence[Result]) -> dict[str, Figure]:
-    """A figure, by name, of each network and kind of stream with several numbers of slots or of images.
+    """A figure, by name, of each network and kind of stream with LEAST_POINTS numbers of slots or of images.
 
     Where several networks would have a figure of one name, what sets them apart is in it as a digest.
     """
     groups = grouped((result for result in streams if _slots(result.record)), _setting)
-    sized = [group for group in groups if len({(_slots(r.record), _images(r.record)) for r in group}) > 1]
+    sized = [
+        group for group in groups if max(_points(group, _slots), _points(group, _images)) >= LEAST_POINTS
+    ]
     names = [_name(group) for group in sized]
     return {
         name if names.count(name) == 1 else f"{name}-{_digest(group)}": memory_figure(group)
@@ -109,6 +113,10 @@ def _slots(record: Record) -> int:
 def _images(record: Record) -> int:
     """Images of an episode, between which nothing is wiped."""
     return (record.length or 0) * record.chain
+
+
+def _points(results: Sequence[Result], axis: Axis) -> int:
+    return len({axis(result.record) for result in results})
 
 
 def _accuracy(result: Result, last: bool) -> float:

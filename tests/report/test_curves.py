@@ -128,6 +128,17 @@ def test_what_is_published_of_something_else_is_not_drawn(result: Any) -> None:
     assert published_second([trained("mann")])["mann"].accuracy == 82.8
 
 
+def test_whoever_was_trained_on_a_gpu_is_named(tmp_path: Path) -> None:
+    write(tmp_path, "mann", 0)
+    write(tmp_path, "lstm", 0)
+    results = [trained("mann", train_device="NVIDIA H100"), trained("lstm", train_device="cpu")]
+    told = [text.get_text() for text in curve_figures(read_curves(tmp_path), results)["curves"].texts]
+    assert any(line.endswith("selected on  ·  on NVIDIA H100: mann") for line in told)
+    older = [trained("mann"), trained("lstm", train_device="cpu")]
+    told = [text.get_text() for text in curve_figures(read_curves(tmp_path), older)["curves"].texts]
+    assert any(line.endswith("selected on") for line in told)
+
+
 def test_what_the_weights_are_selected_on_decides_what_a_curve_shows() -> None:
     config = {"train": {"episodes": {"protocol": "kshot", "way": 20}, "validate_on": STREAM}}
     assert "mann" in published_second(merge_seeds([make_record("mann", "stream", config=config)]))

@@ -58,23 +58,25 @@ def test_a_chain_is_as_long_as_all_its_images() -> None:
 
 
 def test_lengths_alone_make_a_figure() -> None:
-    figures = memory_figures([result(100, 10), result(100, 50)])
+    lengths = [result(100, length) for length in (10, 50, 100)]
+    assert memory_figures(lengths[:2]) == {}, "two are told by the table"
+    figures = memory_figures(lengths)
     assert list(figures) == [OF_IT]
     assert figures[OF_IT].axes[0].get_xlim() == pytest.approx((100 / 1.1, 110)), "the one value in the middle"
 
 
 def test_networks_and_kinds_of_labels_have_figures_of_their_own() -> None:
-    untied = [result(slots, 10, options={"tie": False}) for slots in (16, 64)]
-    strings = [result(slots, 10, labels="string") for slots in (16, 64)]
+    untied = [result(slots, 10, options={"tie": False}) for slots in (16, 64, 128)]
+    strings = [result(slots, 10, labels="string") for slots in (16, 64, 128)]
     figures = memory_figures([*GRID, *untied, *strings])
     plain, other, of_strings = figures
     assert plain != other
     assert all(name.startswith(f"{OF_IT}-") for name in (plain, other))
     assert of_strings == "memory-mann-5way-exact-string-omniglot-vinyals-test"
     points = [sum(len(line.get_xdata()) for line in figure.axes[0].lines) for figure in figures.values()]
-    assert points == [6, 2, 2]
+    assert points == [6, 3, 3]
     title, told, *_ = (text.get_text() for text in figures[of_strings].texts)
-    assert title == "mann:16 to mann:64: the size of the memory"
+    assert title == "mann:16 to mann:128: the size of the memory"
     assert "string labels" in told
 
 
