@@ -127,9 +127,7 @@ def kernel_inputs(batch: int, steps: int) -> tuple[list[Tensor], DncScanState, D
     state = DncScanState(recurrent, torch.randn(batch, 7), *used_dnc(cell, batch).access)
     size = memory.interface_size
     shapes = [(batch, steps, 28), (batch, steps, size), (28, 22), (size, 7)]
-    options = memory.kernel_options("lstm")
-    assert options is not None
-    return [torch.randn(shape) for shape in shapes], state, options
+    return [torch.randn(shape) for shape in shapes], state, memory.options
 
 
 def scan_and_gradients(tensors: list[Tensor], state: DncScanState, options: DncOptions) -> list[Tensor]:
@@ -193,4 +191,3 @@ def test_what_the_kernel_is_not_for_goes_step_by_step() -> None:
     assert not can_scan(*state, torch.zeros(1, device="meta"))
     with plain_torch():
         assert not can_scan(*state)
-    assert Dnc().kernel_options("gru") is None
