@@ -229,7 +229,7 @@ class MemoryCell(Cell):
             interface = torch.addmm(offset, hidden, self.interface.weight.t())
             access = self.memory.step(memory, interface)
             if self.intervention == "wipe_memory":
-                access = access._replace(kept=hidden.new_zeros(batch, self.memory.num_slots))
+                access = access._replace(kept=hidden.new_zeros(()).expand(batch, self.memory.num_slots))
             if self.intervention == "zero_reads":
                 access = access._replace(
                     reads=torch.zeros_like(access.reads), read_weights=torch.zeros_like(access.read_weights)
