@@ -110,15 +110,9 @@ def ordinal(number: int) -> str:
     return f"{number}{({1: 'st', 2: 'nd', 3: 'rd'}).get(number, 'th')}"
 
 
-def over_classes(
-    episode: Column,
-    class_id: Column,
-    correct: Column,
-    count: Column,
-    replicates: int = REPLICATES,
-    seed: int = BOOTSTRAP_SEED,
-) -> float | None:
-    """Half width of the interval over test classes, crossed with episodes: the pigeonhole bootstrap.
+class Resampling:
+    """How often each replicate drew each class and each episode: the pigeonhole bootstrap, which gives the
+    interval over test classes, crossed with episodes.
 
     Classes and episodes are drawn with replacement, independently, and an answer weighs as often as its
     class times as often as its episode was drawn (Owen, The pigeonhole bootstrap, Annals of Applied
@@ -127,11 +121,6 @@ def over_classes(
     shows this for large data), so where classes hardly differ the interval is up to 1.7 times too wide.
     The same input and seed give the same figure.
     """
-    return Resampling(episode, class_id, replicates, seed).half_width(correct, count)
-
-
-class Resampling:
-    """How often each replicate drew each class and each episode: the bootstrap of `over_classes`."""
 
     def __init__(
         self,

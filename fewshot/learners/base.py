@@ -29,7 +29,8 @@ _STRINGS = 'ask it in streams with labels = "string"'
 
 
 class Learner(nn.Module, ABC):
-    """A few-shot method. Subclasses are final; their constructor's keywords are the method's options.
+    """A few-shot method. Subclasses are final; their constructor's keywords are the method's options, as are
+    those that it passes on to a base (`**shared: Unpack[SharedOptions]`, see `fewshot.learners.recurrent`).
 
     version: raised by hand when the method's figures may move.
     transductive: whether the answer to a K-shot query may depend on the other queries; an option may decide

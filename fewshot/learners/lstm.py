@@ -5,19 +5,17 @@ at equal budgets. With skip the read-out sees the image's features beside what t
 a memory's reads: then what is missing is the memory alone.
 """
 
-from typing import ClassVar, Literal
+from functools import partial
+from typing import ClassVar, Unpack
 
-from fewshot.episodes.labels import Labels, label_units
-from fewshot.learners.backbones import Downsample, feature_size, image_encoder
 from fewshot.learners.options import check_at_least
-from fewshot.learners.recurrent import RecurrentLearner
+from fewshot.learners.recurrent import RecurrentLearner, SharedOptions
 from fewshot.memory.cell import LstmCell
 
 
 class Lstm(RecurrentLearner):
     """An LSTM over (embedding, previous label)."""
 
-    batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
     added_options: ClassVar[frozenset[str]] = frozenset({"skip", "metric_weight", "labels"})
 
     def __init__(
@@ -25,22 +23,10 @@ class Lstm(RecurrentLearner):
         image_shape: tuple[int, int, int],
         way: int,
         *,
-        widths: tuple[int, ...] = (32, 32, 64),
-        downsample: Downsample = "stride",
-        batch_norm: Literal["none", "frozen"] = "frozen",
-        embedding_size: int = 64,
         hidden_size: int = 200,
         skip: bool = False,
-        metric_weight: float = 0.0,
-        labels: Labels = "one_hot",
+        **shared: Unpack[SharedOptions],
     ) -> None:
         check_at_least(1, hidden_size=hidden_size)
-        size = feature_size(image_shape, widths, embedding_size)
-        cell = LstmCell(size, label_units(labels, way), hidden_size=hidden_size, skip=skip)
-        encoder, backbone_name = image_encoder(
-            image_shape, widths, embedding_size, downsample=downsample, batch_norm=batch_norm
-        )
-        super().__init__(
-            image_shape, way, encoder=encoder, cell=cell, metric_weight=metric_weight, labels=labels
-        )
-        self.backbone_name = backbone_name
+        cell = partial(LstmCell, hidden_size=hidden_size, skip=skip)
+        super().__init__(image_shape, way, cell=cell, **shared)

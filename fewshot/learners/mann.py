@@ -7,27 +7,16 @@ can be taken away again: widths=() sees the pixels, strength_offset=None reads w
 is the network as published.
 """
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Unpack
 
-from fewshot.episodes.labels import Labels, label_units
-from fewshot.learners.backbones import Downsample, feature_size, image_encoder
+from fewshot.learners.memory_network import MemoryNetwork, NetworkOptions
 from fewshot.learners.options import check_at_least, check_fraction
-from fewshot.learners.recurrent import RecurrentLearner
-from fewshot.memory.cell import Intervention, MemoryCell
-from fewshot.memory.controllers import ControllerKind
 from fewshot.memory.lrua import AddVector, LeastUsed, Lrua, Order
 
 
-class Mann(RecurrentLearner):
-    """Memory-augmented network with a convolutional encoder; the memory's options are explained at `Lrua`.
+class Mann(MemoryNetwork):
+    """Memory-augmented network with a convolutional encoder; the memory's options are explained at `Lrua`."""
 
-    tie: whether to add the tied content path, see `fewshot.memory.cell`; it needs add_vector "apart".
-    metric_weight: how much the encoder learns from all streams of a batch at once, see `RecurrentLearner`.
-    intervention: what is broken on purpose, see `fewshot.memory.cell`; for answering with weights that were
-        trained without it.
-    """
-
-    batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
     added_options: ClassVar[frozenset[str]] = frozenset(
         {"add_vector", "intervention", "labels", "metric_weight", "order"}
     )
@@ -37,12 +26,6 @@ class Mann(RecurrentLearner):
         image_shape: tuple[int, int, int],
         way: int,
         *,
-        widths: tuple[int, ...] = (32, 32, 64),
-        downsample: Downsample = "stride",
-        batch_norm: Literal["none", "frozen"] = "frozen",
-        embedding_size: int = 64,
-        controller: ControllerKind = "lstm",
-        hidden_size: int = 200,
         num_slots: int = 128,
         word_size: int = 40,
         read_heads: int = 4,
@@ -52,12 +35,9 @@ class Mann(RecurrentLearner):
         order: Order = "write_first",
         strength_offset: float | None = 5.0,
         gate_bias: float = 0.0,
-        tie: bool = True,
-        metric_weight: float = 0.0,
-        intervention: Intervention = "none",
-        labels: Labels = "one_hot",
+        **network: Unpack[NetworkOptions],
     ) -> None:
-        check_at_least(1, hidden_size=hidden_size, word_size=word_size, read_heads=read_heads)
+        check_at_least(1, word_size=word_size, read_heads=read_heads)
         check_at_least(0, strength_offset=strength_offset)
         check_fraction(usage_decay=usage_decay)
         memory = Lrua(
@@ -71,19 +51,4 @@ class Mann(RecurrentLearner):
             gate_bias=gate_bias,
             order=order,
         )
-        cell = MemoryCell(
-            feature_size(image_shape, widths, embedding_size),
-            label_units(labels, way),
-            controller=controller,
-            hidden_size=hidden_size,
-            memory=memory,
-            tie=tie,
-            intervention=intervention,
-        )
-        encoder, backbone_name = image_encoder(
-            image_shape, widths, embedding_size, downsample=downsample, batch_norm=batch_norm
-        )
-        super().__init__(
-            image_shape, way, encoder=encoder, cell=cell, metric_weight=metric_weight, labels=labels
-        )
-        self.backbone_name = backbone_name
+        super().__init__(image_shape, way, memory=memory, **network)

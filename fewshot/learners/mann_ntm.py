@@ -9,37 +9,21 @@ there is room. That is what makes it learn: on Omniglot's streams of 5 classes i
 presentation after 120 updates of 16 episodes; with role_bias=0 it then still guesses.
 """
 
-from typing import ClassVar, Literal
+from typing import Unpack
 
-from fewshot.episodes.labels import Labels, label_units
-from fewshot.learners.backbones import Downsample, feature_size, image_encoder
+from fewshot.learners.memory_network import MemoryNetwork, NetworkOptions
 from fewshot.learners.options import check_at_least
-from fewshot.learners.recurrent import RecurrentLearner
-from fewshot.memory.cell import Intervention, MemoryCell
-from fewshot.memory.controllers import ControllerKind
 from fewshot.memory.ntm import Ntm
 
 
-class MannNtm(RecurrentLearner):
-    """Neural Turing machine with a convolutional encoder; the memory's options are explained at `Ntm`.
-
-    tie, intervention: the tied content path, and what is broken on purpose, see `fewshot.memory.cell`;
-    metric_weight: how much the encoder learns from all streams of a batch at once, see `RecurrentLearner`.
-    """
-
-    batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
+class MannNtm(MemoryNetwork):
+    """Neural Turing machine with a convolutional encoder; the memory's options are explained at `Ntm`."""
 
     def __init__(
         self,
         image_shape: tuple[int, int, int],
         way: int,
         *,
-        widths: tuple[int, ...] = (32, 32, 64),
-        downsample: Downsample = "stride",
-        batch_norm: Literal["none", "frozen"] = "frozen",
-        embedding_size: int = 64,
-        controller: ControllerKind = "lstm",
-        hidden_size: int = 200,
         num_slots: int = 128,
         word_size: int = 40,
         read_heads: int = 4,
@@ -47,14 +31,10 @@ class MannNtm(RecurrentLearner):
         shift_range: int = 1,
         strength_offset: float = 5.0,
         role_bias: float = 4.0,
-        tie: bool = True,
-        metric_weight: float = 0.0,
-        intervention: Intervention = "none",
-        labels: Labels = "one_hot",
+        **network: Unpack[NetworkOptions],
     ) -> None:
         check_at_least(
             1,
-            hidden_size=hidden_size,
             num_slots=num_slots,
             word_size=word_size,
             read_heads=read_heads,
@@ -71,19 +51,4 @@ class MannNtm(RecurrentLearner):
             strength_offset=strength_offset,
             role_bias=role_bias,
         )
-        cell = MemoryCell(
-            feature_size(image_shape, widths, embedding_size),
-            label_units(labels, way),
-            controller=controller,
-            hidden_size=hidden_size,
-            memory=memory,
-            tie=tie,
-            intervention=intervention,
-        )
-        encoder, backbone_name = image_encoder(
-            image_shape, widths, embedding_size, downsample=downsample, batch_norm=batch_norm
-        )
-        super().__init__(
-            image_shape, way, encoder=encoder, cell=cell, metric_weight=metric_weight, labels=labels
-        )
-        self.backbone_name = backbone_name
+        super().__init__(image_shape, way, memory=memory, **network)

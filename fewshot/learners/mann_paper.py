@@ -12,25 +12,23 @@ Each departure of `Mann` but the encoder is an option here too, so that one alon
 network: which is the smallest that makes it learn?
 """
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from torch import nn
-
-from fewshot.episodes.labels import Labels, label_units
+from fewshot.episodes.labels import Labels
+from fewshot.learners.memory_network import MemoryNetwork
 from fewshot.learners.options import check_at_least, check_fraction
-from fewshot.learners.recurrent import RecurrentLearner
-from fewshot.memory.cell import MemoryCell
 from fewshot.memory.controllers import ControllerKind
 from fewshot.memory.lrua import AddVector, LeastUsed, Lrua, Order
 
 
-class MannPaper(RecurrentLearner):
+class MannPaper(MemoryNetwork):
     """Memory-augmented network as the paper describes it.
 
     Departures are other values than the defaults of least_used, add_vector, strength_offset and order (see
     `Lrua`), and tie, the tied content path (see `fewshot.memory.cell`), which needs add_vector "apart".
     """
 
+    batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "none"
     added_options: ClassVar[frozenset[str]] = frozenset(
         {"least_used", "add_vector", "strength_offset", "order", "tie", "labels"}
     )
@@ -50,7 +48,6 @@ class MannPaper(RecurrentLearner):
         tie: bool = False,
         labels: Labels = "one_hot",
     ) -> None:
-        check_at_least(1, hidden_size=hidden_size)
         check_at_least(0, strength_offset=strength_offset)
         check_fraction(usage_decay=usage_decay)
         memory = Lrua(
@@ -60,13 +57,13 @@ class MannPaper(RecurrentLearner):
             strength_offset=strength_offset,
             order=order,
         )
-        channel, height, width = image_shape
-        cell = MemoryCell(
-            channel * height * width,
-            label_units(labels, way),
+        super().__init__(
+            image_shape,
+            way,
+            memory=memory,
             controller=controller,
             hidden_size=hidden_size,
-            memory=memory,
             tie=tie,
+            widths=(),
+            labels=labels,
         )
-        super().__init__(image_shape, way, encoder=nn.Flatten(-3), cell=cell, labels=labels)

@@ -9,7 +9,8 @@ A label is shown as one of `way` units, or, where it is a string, as five groups
 learner to no way (the paper's section 4.1).
 """
 
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, NamedTuple, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from fewshot.episodes.batch import EpisodeBatch, StreamBatch, Support
 from fewshot.episodes.labels import LETTERS, VALUES, Labels, label_units
 from fewshot.errors import LearnerError
+from fewshot.learners.backbones import Downsample, feature_size, image_encoder
 from fewshot.learners.embedding import EmbeddingLearner
 from fewshot.learners.metric import across_episodes_loss, check_metric_weight
 from fewshot.memory.attribution import Watch
@@ -31,35 +33,63 @@ class RecurrentState(NamedTuple):
     pending: Tensor
 
 
+class SharedOptions(TypedDict, total=False):
+    """The options that all these learners have; `RecurrentLearner` explains them and gives the defaults.
+
+    A learner's constructor lists its own options and passes these on: `**shared: Unpack[SharedOptions]`.
+    """
+
+    widths: tuple[int, ...]
+    downsample: Downsample
+    batch_norm: Literal["none", "frozen"]
+    embedding_size: int
+    metric_weight: float
+    labels: Labels
+
+
 class RecurrentLearner(EmbeddingLearner):
-    """An encoder of images, a cell, and a linear read-out; subclasses choose the first two."""
+    """An encoder of images, a cell, and a linear read-out; subclasses choose the cell.
+
+    widths, downsample, batch_norm, embedding_size: of the encoder, see `image_encoder`.
+    metric_weight: how much `across_episodes_loss` of the features weighs beside the answers' loss in training
+        on streams.
+    labels: see `Learner`.
+    """
 
     label_equivariant: ClassVar[bool] = False
+    batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
 
     def __init__(
         self,
         image_shape: tuple[int, int, int],
         way: int,
         *,
-        encoder: nn.Module,
-        cell: Cell,
-        labels: Labels = "one_hot",
+        cell: Callable[[int, int], Cell],
+        widths: tuple[int, ...] = (32, 32, 64),
+        downsample: Downsample = "stride",
+        batch_norm: Literal["none", "frozen"] = "frozen",
+        embedding_size: int = 64,
         metric_weight: float = 0.0,
+        labels: Labels = "one_hot",
     ) -> None:
-        """cell: one that takes labels of `label_units(labels, way)` units. metric_weight: how much
-        `across_episodes_loss` of the features weighs beside the answers' loss in training on streams.
+        """cell: makes one, given how many features an image has and how many units a label.
 
         LearnerError for a negative metric_weight, and for one where the encoder has no weights.
         """
         super().__init__(image_shape, way)
-        check_metric_weight(metric_weight, encoder)
+        units = label_units(labels, way)
+        # The cell comes first, as its weights do in what a seed gives.
+        made = cell(feature_size(image_shape, widths, embedding_size), units)
+        self.encoder, self.backbone_name = image_encoder(
+            image_shape, widths, embedding_size, downsample=downsample, batch_norm=batch_norm
+        )
+        check_metric_weight(metric_weight, self.encoder)
         self.metric_weight = metric_weight
         self.labels = labels
         self.fixed_way = labels == "one_hot"
-        self.encoder = encoder
-        self.cell = cell
-        self.has_memory = isinstance(cell, WatchedCell)
-        self.output = nn.Linear(cell.output_size, label_units(labels, way))
+        self.cell = made
+        self.has_memory = isinstance(made, WatchedCell)
+        self.output = nn.Linear(made.output_size, units)
 
     def start(self, batch: int, way: int) -> RecurrentState:
         """Raises LearnerError for another way than the learner was built for."""

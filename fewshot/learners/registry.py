@@ -139,17 +139,29 @@ def _as_written(hint: Any) -> Any:
 
 
 def _options_model(learner: type[Learner]) -> type[BaseModel]:
-    hints = typing.get_type_hints(learner.__init__)
     fields: dict[str, Any] = {
-        parameter.name: (
-            _as_written(hints.get(parameter.name, Any)),
-            ... if parameter.default is parameter.empty else parameter.default,
-        )
-        for parameter in inspect.signature(learner.__init__).parameters.values()
-        if parameter.kind is parameter.KEYWORD_ONLY
+        name: (_as_written(hint), default) for name, (hint, default) in _keywords(learner).items()
     }
     return create_model(
         f"{learner.__name__}Options",
         __config__=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False, protected_namespaces=()),
         **fields,
     )
+
+
+def _keywords(learner: type[Learner]) -> dict[str, tuple[Any, Any]]:
+    """The type and the default (... for none) of each keyword of a constructor, by name.
+
+    Those that it passes on, `**shared: Unpack[SharedOptions]`, are as its base has them.
+    """
+    hints = typing.get_type_hints(learner.__init__)
+    found: dict[str, tuple[Any, Any]] = {}
+    for parameter in inspect.signature(learner.__init__).parameters.values():
+        hint = hints.get(parameter.name, Any)
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            found[parameter.name] = hint, ... if parameter.default is parameter.empty else parameter.default
+        elif typing.get_origin(hint) is typing.Unpack:
+            passed_on = typing.get_type_hints(*typing.get_args(hint))
+            base = next(kind for kind in learner.__mro__[1:] if issubclass(kind, Learner))
+            found |= {name: option for name, option in _keywords(base).items() if name in passed_on}
+    return found

@@ -195,11 +195,11 @@ class MemoryCell(WatchedCell):
         projected, offsets, content = self._ahead(state, inputs, previous_labels)
         recurrent = torch.cat([state.controller.hidden, state.reads.flatten(1)], dim=-1)
         start = (recurrent, state.controller.cell, *state.access)
-        options = self.memory.kernel_options(self.controller.kind)
-        scan = scan_of(options, start, projected, offsets) if self.intervention == "none" else None
+        scan = None
+        if self.intervention == "none":
+            scan = scan_of(self.memory, self.controller.kind, start, projected, offsets)
         if scan is None:
-            outputs, _, state = self._walk(state, projected, offsets, content)
-            return outputs, state
+            return self._walk(state, projected, offsets, content)
         weights = self.controller.recurrent_weight, self.interface.weight
         outputs, (recurrent, cell, *access) = scan(projected, offsets, *weights)
         hidden, reads = recurrent.tensor_split([state.controller.hidden.shape[1]], dim=1)
@@ -218,13 +218,21 @@ class MemoryCell(WatchedCell):
         self, state: MemoryState, inputs: Tensor, previous_labels: Tensor
     ) -> tuple[Tensor, list[Access], MemoryState]:
         """`forward` without a kernel, which also gives each step's access."""
-        return self._walk(state, *self._ahead(state, inputs, previous_labels))
+        accesses: list[Access] = []
+        outputs, state = self._walk(state, *self._ahead(state, inputs, previous_labels), accesses)
+        return outputs, accesses, state
 
     def _walk(
-        self, state: MemoryState, projected: Tensor, offsets: Tensor, last_content: Tensor
-    ) -> tuple[Tensor, list[Access], MemoryState]:
+        self,
+        state: MemoryState,
+        projected: Tensor,
+        offsets: Tensor,
+        last_content: Tensor,
+        accesses: list[Access] | None = None,
+    ) -> tuple[Tensor, MemoryState]:
+        """Step by step, with any controller and memory. accesses: takes what the memory did at each step."""
         controller, memory, reads, _ = state
-        outputs, accesses, batch = [], [], len(projected)
+        outputs, batch = [], len(projected)
         for gates, offset in zip(projected.unbind(1), offsets.unbind(1), strict=True):
             if self.intervention == "zero_controller":
                 controller = self.controller.start(batch)
@@ -234,15 +242,16 @@ class MemoryCell(WatchedCell):
             interface = torch.addmm(offset, hidden, self.interface.weight.t())
             access = self.memory.step(memory, interface)
             if self.intervention == "wipe_memory":
-                access = access._replace(kept=hidden.new_zeros(batch, self.memory.num_slots))
+                access = access._replace(kept=hidden.new_zeros(()).expand(batch, self.memory.num_slots))
             if self.intervention == "zero_reads":
                 access = access._replace(
                     reads=torch.zeros_like(access.reads), read_weights=torch.zeros_like(access.read_weights)
                 )
             memory, reads = access.state, access.reads
             outputs.append(torch.cat([hidden, reads.flatten(1)], dim=-1))
-            accesses.append(access)
-        return torch.stack(outputs, dim=1), accesses, MemoryState(controller, memory, reads, last_content)
+            if accesses is not None:
+                accesses.append(access)
+        return torch.stack(outputs, dim=1), MemoryState(controller, memory, reads, last_content)
 
     def _ahead(
         self, state: MemoryState, inputs: Tensor, previous_labels: Tensor

@@ -204,6 +204,3 @@ class Dnc(ExternalMemory):
             read_modes=torch.softmax(modes.reshape(-1, heads, 3), dim=-1) if options.links else None,
             sharpness=1 + sharpness.reshape(-1, 2, heads) if options.sharp_links else None,
         )
-
-    def kernel_options(self, controller: str) -> DncOptions | None:
-        return self.options if controller in ("lstm", "feedforward") else None

@@ -17,9 +17,6 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from fewshot.kernels.dnc import DncOptions
-from fewshot.kernels.lrua import ScanOptions
-
 INITIAL_WORD = 1e-6
 """What fills an empty memory: a constant trains best (Collier and Beel 2018), and zero has no direction."""
 
@@ -77,10 +74,6 @@ class ExternalMemory(nn.Module, ABC):
 
     def first_controls(self) -> Tensor | None:
         """(controls,): what the controls' bias starts from; None for what the library draws."""
-        return None
-
-    def kernel_options(self, controller: str) -> ScanOptions | DncOptions | None:
-        """How a kernel runs a whole sequence with this kind of controller; None: step by step."""
         return None
 
     def split(self, interface: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -26,7 +26,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewshot.errors import LearnerError
-from fewshot.kernels.lrua import ScanOptions
 from fewshot.memory.addressing import content_weights
 from fewshot.memory.external import INITIAL_WORD, Access, ExternalMemory
 
@@ -174,14 +173,3 @@ class Lrua(ExternalMemory):
         first = torch.full((self.controls,), math.nan)
         first[: self.read_heads] = self.gate_bias
         return first
-
-    def kernel_options(self, controller: str) -> ScanOptions | None:
-        if controller not in ("lstm", "feedforward") or self.order != "write_first":
-            return None
-        return ScanOptions(
-            lstm=controller == "lstm",
-            apart=self.add_heads > 0,
-            shared=self.least_used == "shared",
-            usage_decay=self.usage_decay,
-            strength_offset=self.strength_offset,
-        )

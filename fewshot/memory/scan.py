@@ -1,9 +1,8 @@
-"""A controller with a memory over a whole sequence: the plain path, and which path is taken where.
+"""A controller with a memory over a whole sequence in one call: which kernel runs it, if any.
 
-Every path is a function of the same arguments, those of `fewshot.kernels.lrua.scan`, and gives the same
-numbers up to rounding. The plain one is the reference and the fall-back; on a CPU the loop in it is bound by
-the number of operations, so it has few, and a kernel in C does the whole loop; on a GPU, where an operation
-takes less time than it takes to ask for it, one fused kernel does.
+Without one the cell goes step by step (`fewshot.memory.cell`), which on a CPU is bound by the number of
+operations: a kernel in C does the whole loop. On a GPU, where an operation takes less time than it takes to
+ask for it, one fused kernel does. Each gives the numbers of the cell's own steps up to rounding.
 """
 
 import functools
@@ -12,16 +11,16 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fewshot.kernels import dnc, lrua
-from fewshot.kernels.dnc import DncOptions, DncScanState
+from fewshot.kernels.dnc import DncScanState
 from fewshot.kernels.lrua import ScanOptions, ScanState
 from fewshot.kernels.native import kernels_wanted
-from fewshot.memory.controllers import feedforward_step, lstm_step
-from fewshot.memory.external import Access
-from fewshot.memory.lrua import LruaState, lrua_step
+from fewshot.memory.controllers import ControllerKind, feedforward_step, lstm_step
+from fewshot.memory.dnc import Dnc
+from fewshot.memory.external import ExternalMemory
+from fewshot.memory.lrua import Lrua, LruaState
 
 TOLERANCE = 1e-3
 """What the fused kernel may be off on a small case: rounding takes a hundredth of it, a mistake more."""
@@ -29,77 +28,45 @@ TOLERANCE = 1e-3
 Scan = Callable[[Tensor, Tensor, Tensor, Tensor, ScanState, ScanOptions], tuple[Tensor, ScanState]]
 
 
-def plain_scan(
-    projected: Tensor,
-    offsets: Tensor,
-    recurrent_weight: Tensor,
-    interface_weight: Tensor,
-    state: ScanState,
-    options: ScanOptions,
-) -> tuple[Tensor, ScanState]:
-    """Step by step, in plain torch; the arguments are explained at `fewshot.kernels.lrua.scan`."""
-    recurrent, cell, *memory = state
-    access = LruaState(*memory)
-    outputs = []
-    for gates, offset in zip(projected.unbind(1), offsets.unbind(1), strict=True):
-        gates = torch.addmm(gates, recurrent, recurrent_weight.t())
-        hidden, cell = lstm_step(gates, cell) if options.lstm else (feedforward_step(gates), cell)
-        reads, access = _access(access, torch.addmm(offset, hidden, interface_weight.t()), options)[:2]
-        outputs.append(torch.cat([hidden, reads.flatten(1)], dim=-1))
-        recurrent = outputs[-1] if options.lstm else reads.flatten(1)
-    return torch.stack(outputs, dim=1), ScanState(recurrent, cell, *access)
-
-
-def _access(access: LruaState, interface: Tensor, options: ScanOptions) -> Access:
-    _, heads, _ = access.read_weights.shape
-    word = access.memory.shape[2]
-    split = heads * word * (2 if options.apart else 1)
-    vectors, scalars = torch.tanh(interface[:, :split]), interface[:, split:]
-    vectors = vectors.reshape(len(vectors), -1, word)
-    strength = None
-    if options.strength_offset is not None:
-        strength = options.strength_offset + F.softplus(scalars[:, heads:])
-    return lrua_step(
-        access,
-        key=vectors[:, :heads],
-        add=vectors[:, -heads:],  # the key itself where there is no vector apart
-        write_gate=torch.sigmoid(scalars[:, :heads]),
-        strength=strength,
-        usage_decay=options.usage_decay,
-        least_used="shared" if options.shared else "per_head",
-    )
-
-
 def scan_of(
-    options: ScanOptions | DncOptions | None, start: tuple[Tensor, ...], *sequences: Tensor
+    memory: ExternalMemory, controller: ControllerKind, start: tuple[Tensor, ...], *sequences: Tensor
 ) -> Callable[..., tuple[Tensor, tuple[Tensor, ...]]] | None:
-    """The fastest path over a whole sequence that these tensors can take; None: step by step.
+    """The kernel that runs this kind of controller with this memory over these tensors; None: step by step.
 
     start: what the controller is fed with besides its input, its cell, and the parts of the memory's state;
     what is given back takes projected, offsets and weights, and gives the outputs and the like of start.
     """
-    match options:
-        case ScanOptions():
+    if controller not in ("lstm", "feedforward"):
+        return None
+    match memory:
+        case Lrua(order="write_first"):
+            options = ScanOptions(
+                lstm=controller == "lstm",
+                apart=memory.add_heads > 0,
+                shared=memory.least_used == "shared",
+                usage_decay=memory.usage_decay,
+                strength_offset=memory.strength_offset,
+            )
             state = ScanState(*start)
-            scan: Callable[..., tuple[Tensor, ScanState]] = best_scan(options, state, *sequences)
-            return partial(scan, state=state, options=options)
-        case DncOptions() if dnc.can_scan(*start, *sequences):
-            return partial(dnc.scan, state=DncScanState(*start), options=options)
+            scan: Callable[..., tuple[Tensor, ScanState]] | None = lrua_scan(options, state, *sequences)
+            return None if scan is None else partial(scan, state=state, options=options)
+        case Dnc() if dnc.can_scan(*start, *sequences):
+            return partial(dnc.scan, state=DncScanState(*start), options=memory.options)
     return None
 
 
-def best_scan(options: ScanOptions, state: ScanState, *sequences: Tensor) -> Scan:
-    """The fastest path that these tensors can take with a least recently used memory."""
+def lrua_scan(options: ScanOptions, state: ScanState, *sequences: Tensor) -> Scan | None:
+    """The kernel that these tensors can take with a least recently used memory."""
     if lrua.can_scan(state, *sequences):
         return lrua.scan
     if state.memory.is_cuda and lrua.is_usual(state, *sequences) and kernels_wanted():
         return fused_scan(state.memory.device, options)
-    return plain_scan
+    return None
 
 
 @functools.cache
-def fused_scan(device: torch.device, options: ScanOptions) -> Scan:
-    """The fused kernel, once it was held against the plain path on this device; else that, said in one line.
+def fused_scan(device: torch.device, options: ScanOptions) -> Scan | None:
+    """The fused kernel, once it was held against `plain_scan` on this device; else None, said in one line.
 
     It comes out of a compiler and onto devices that it was not tried on.
     """
@@ -118,7 +85,7 @@ def fused_scan(device: torch.device, options: ScanOptions) -> Scan:
         "slower, same figures",
         file=sys.stderr,
     )
-    return plain_scan
+    return None
 
 
 @torch.inference_mode(False)
@@ -150,3 +117,42 @@ def largest_difference(scan: Scan, device: torch.device, options: ScanOptions) -
 
     pairs = zip(results(scan, torch.float32), results(plain_scan, torch.double), strict=True)
     return float(torch.stack([(ours - true).abs().amax() / true.abs().amax() for ours, true in pairs]).amax())
+
+
+def plain_scan(
+    projected: Tensor,
+    offsets: Tensor,
+    recurrent_weight: Tensor,
+    interface_weight: Tensor,
+    state: ScanState,
+    options: ScanOptions,
+) -> tuple[Tensor, ScanState]:
+    """Step by step, what a fused kernel is tried against; the arguments are those of
+    `fewshot.kernels.lrua.scan`.
+
+    The steps are those of the cell's controller and memory. Only the loop is another one, as at a trial there
+    are tensors and no cell.
+    """
+    recurrent, cell, *parts = state
+    access, memory = LruaState(*parts), _memory(state, options)
+    outputs = []
+    for gates, offset in zip(projected.unbind(1), offsets.unbind(1), strict=True):
+        gates = torch.addmm(gates, recurrent, recurrent_weight.t())
+        hidden, cell = lstm_step(gates, cell) if options.lstm else (feedforward_step(gates), cell)
+        reads, access = memory.step(access, torch.addmm(offset, hidden, interface_weight.t()))[:2]
+        outputs.append(torch.cat([hidden, reads.flatten(1)], dim=-1))
+        recurrent = outputs[-1] if options.lstm else reads.flatten(1)
+    return torch.stack(outputs, dim=1), ScanState(recurrent, cell, *access)
+
+
+def _memory(state: ScanState, options: ScanOptions) -> Lrua:
+    _, read_heads, num_slots = state.read_weights.shape
+    return Lrua(
+        num_slots=num_slots,
+        word_size=state.memory.shape[2],
+        read_heads=read_heads,
+        usage_decay=options.usage_decay,
+        least_used="shared" if options.shared else "per_head",
+        add_vector="apart" if options.apart else "key",
+        strength_offset=options.strength_offset,
+    )

@@ -18,13 +18,15 @@ milliseconds of one busy core; `sparse_step` of `fewshot bench` times it inside 
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewshot.errors import LearnerError
+
+SearchKind = Literal["exact", "approximate"]
 
 BLOCK = 2**12
 """Rows that an exact search compares at once: their cosines with some tens of keys stay in the cache."""
@@ -41,11 +43,17 @@ class Nearest(NamedTuple):
     cosines: Tensor
 
 
-class Search(ABC):
-    """Rows that stay as they are, (row, word), on the device of the keys, and a way to find the nearest."""
+class Search(nn.Module, ABC):
+    """Rows that stay as they are, (row, word), and a way to find the nearest.
+
+    They go where a network goes that they belong to, and are no part of what is stored of it.
+    """
+
+    rows: Tensor
 
     def __init__(self, rows: Tensor) -> None:
-        self.rows = rows.detach()
+        super().__init__()
+        self.register_buffer("rows", rows.detach(), persistent=False)
 
     @property
     @abstractmethod
@@ -60,9 +68,11 @@ class Search(ABC):
 class ExactSearch(Search):
     """Compares every key with every row. It keeps the rows' directions, as large as the rows."""
 
+    _directions: Tensor
+
     def __init__(self, rows: Tensor) -> None:
         super().__init__(rows)
-        self._directions = F.normalize(self.rows, dim=-1)
+        self.register_buffer("_directions", F.normalize(self.rows, dim=-1), persistent=False)
 
     @property
     def index_bytes(self) -> int:
@@ -118,6 +128,12 @@ class FaissSearch(Search):
         candidates = F.normalize(self.rows[rows], dim=-1)
         cosines = torch.bmm(candidates, directions.unsqueeze(-1)).squeeze(-1)
         return best(Nearest(rows, cosines.masked_fill(rows < 0, -torch.inf)), count)
+
+
+SEARCHES: dict[SearchKind, type[ExactSearch] | type[FaissSearch]] = {
+    "exact": ExactSearch,
+    "approximate": FaissSearch,
+}
 
 
 def best(found: Nearest, count: int) -> Nearest:

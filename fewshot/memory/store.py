@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewshot.memory.addressing import cosine_similarity
 from fewshot.memory.external import INITIAL_WORD
@@ -34,10 +34,11 @@ class Rows(NamedTuple):
     slots: Tensor
 
 
-class Store(ABC):
+class Store(nn.Module, ABC):
     """The slots of a memory. To find some gives the rows held from then on, and which of them they are."""
 
     def __init__(self, num_slots: int) -> None:
+        super().__init__()
         self.num_slots = num_slots
 
     @abstractmethod
@@ -140,3 +141,11 @@ class OverlayStore(Store):
             slots=torch.cat([held.slots, copied], dim=1),
         )
         return held, (slots.unsqueeze(2) == held.slots.unsqueeze(1)).int().argmax(2)
+
+
+def distractors(count: int, word_size: int) -> Tensor:
+    """(count, word): words that nobody wrote, to fill a base with; the same ones at every call.
+
+    Their numbers are spread evenly from -1 to 1, where a write vector's lie.
+    """
+    return torch.empty(count, word_size).uniform_(-1, 1, generator=torch.Generator().manual_seed(0))

@@ -8,7 +8,7 @@ from scipy.stats import t as student_t
 from scipy.stats import ttest_rel
 
 from fewshot.harness.comparison import Answered, _spread, compare, holm
-from fewshot.harness.statistics import over_classes, over_episodes, summarise
+from fewshot.harness.statistics import Resampling, over_episodes, summarise
 
 EPISODES, CLASSES, WAY, QUERY = 60, 30, 5, 4
 
@@ -52,7 +52,7 @@ def test_the_interval_over_classes_is_the_bootstrap_of_the_differences():
     count = random.integers(1, 9, len(episode))
     a, b = (random.binomial(count, chance) for chance in (0.8, 0.7))
     found = compare(episode, class_id, 0 * count, count, Answered(a[None]), Answered(b[None]))[None]
-    assert found.ci95_classes == over_classes(episode, class_id, a - b, count)
+    assert found.ci95_classes == Resampling(episode, class_id).half_width(a - b, count)
     assert found.ci95 == over_episodes(episode, a - b, count).half_width
     assert found.ci95_methods is None
     assert found.difference == pytest.approx(a.sum() / count.sum() - b.sum() / count.sum())

@@ -12,7 +12,7 @@ from fewshot.errors import RecordError
 from fewshot.harness.comparison import compare, holm
 from fewshot.harness.pairing import Contender, compare_learners
 from fewshot.harness.record import RECORDS_FILE, read_answers, read_records, write_answers
-from fewshot.harness.statistics import over_classes
+from fewshot.harness.statistics import Resampling
 from tests.conftest import SIDES
 
 
@@ -90,7 +90,9 @@ def test_a_class_and_its_turned_copies_are_resampled_together(folder):
     difference = np.asarray(a["correct"]).astype(int) - np.asarray(b["correct"])
     upright = SIDES["test"]
     assert class_id.max() >= upright
-    together, apart = (over_classes(episode, c, difference, count) for c in (class_id % upright, class_id))
+    together, apart = (
+        Resampling(episode, one).half_width(difference, count) for one in (class_id % upright, class_id)
+    )
     assert turned.comparison.ci95_classes == pytest.approx(together)
     assert turned.comparison.ci95_classes != pytest.approx(apart)
 

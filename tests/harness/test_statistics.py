@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import t as student_t
 
-from fewshot.harness.statistics import over_classes, over_episodes, summarise
+from fewshot.harness.statistics import REPLICATES, Resampling, over_episodes, summarise
 
 
 def crossed(accuracy, random):
@@ -14,6 +14,11 @@ def crossed(accuracy, random):
     class_id = np.tile(np.arange(classes), episodes)
     correct = (random.random(accuracy.shape) < accuracy).astype(int).ravel()
     return episode, class_id, correct, np.ones_like(correct)
+
+
+def over_classes(episode, class_id, correct, count, replicates=REPLICATES, seed=0):
+    """The half width of the interval over test classes."""
+    return Resampling(episode, class_id, replicates, seed).half_width(correct, count)
 
 
 def test_one_value_has_no_interval():

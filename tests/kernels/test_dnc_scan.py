@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from fewshot.kernels.dnc import can_scan
 from fewshot.kernels.native import library, plain_torch
-from fewshot.memory.dnc import Dnc
 from tests.kernels.scans import (
     assert_equal,
     assert_equal_from_the_start,
@@ -79,4 +78,3 @@ def test_what_the_kernel_is_not_for_goes_step_by_step() -> None:
     assert not can_scan(*state, torch.zeros(1, device="meta"))
     with plain_torch():
         assert not can_scan(*state)
-    assert Dnc().kernel_options("gru") is None

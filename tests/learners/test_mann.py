@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from fewshot.learners.mann_ntm import MannNtm
 from fewshot.learners.mann_paper import MannPaper
 from fewshot.learners.mann_sparse import MannSparse
 from fewshot.learners.registry import telling_options
+from fewshot.memory.search import SearchKind
 
 SHAPE = (1, 12, 12)
 SMALL: dict[str, Any] = {"widths": (4, 8), "embedding_size": 6, "hidden_size": 10}
@@ -43,6 +44,9 @@ def build(name: str, seed: int = 0) -> Learner:
         "mann_paper": lambda: MannPaper(SHAPE, 3),
         "mann_paper_feedforward": lambda: MannPaper(SHAPE, 3, controller="feedforward"),
         "mann_sparse": lambda: MannSparse(SHAPE, 3, **SMALL, num_slots=12, word_size=5, slots_per_head=3),
+        "mann_sparse_filled": lambda: MannSparse(
+            SHAPE, 3, **SMALL, num_slots=40, word_size=5, slots_per_head=3, filled=True
+        ),
         "lstm": lambda: Lstm(SHAPE, 3, **SMALL),
     }
     learner: Learner = makers[name]()
@@ -63,6 +67,7 @@ NAMES = [
     "mann_paper",
     "mann_paper_feedforward",
     "mann_sparse",
+    "mann_sparse_filled",
     "lstm",
 ]
 every_learner = pytest.mark.parametrize("name", NAMES)
@@ -210,11 +215,44 @@ def test_options_that_make_no_network_are_one_line(options: dict[str, Any], says
         ({"num_slots": 3}, "num_slots must be at least read_heads .* got 3, 4 and 4"),
         ({"num_slots": 4, "slots_per_head": 5}, "num_slots must be at least read_heads .* got 4, 4 and 5"),
         ({"access_threshold": 1.5}, "access_threshold must be from 0 to 1; got 1.5"),
+        ({"num_slots": 0, "filled": True}, "num_slots must be at least 1; got 0"),
+        ({"num_slots": 3, "filled": True}, "num_slots must be at least read_heads .* got 3, 4 and 4"),
+        (
+            {"search": "approximate"},
+            'search = "approximate" is for slots that are filled .* filled = true or search = "exact"',
+        ),
     ],
 )
 def test_sparse_access_needs_slots_to_read(options: dict[str, Any], says: str) -> None:
     with pytest.raises(LearnerError, match=f"^{says}$"):
         MannSparse(SHAPE, 3, **options)
+
+
+def test_slots_filled_beforehand_are_the_same_in_every_network_and_no_part_of_what_is_stored() -> None:
+    one, other = (build("mann_sparse_filled", seed) for seed in (0, 1))
+    empty = build("mann_sparse", 0)
+    rows = one.cell.memory.store.base.rows
+    assert rows.shape == (40, 5)
+    assert torch.equal(rows, other.cell.memory.store.base.rows)
+    assert one.state_dict().keys() == empty.state_dict().keys()
+    for key, value in one.state_dict().items():
+        assert torch.equal(value, empty.state_dict()[key]), "a seed gives the same weights"
+    assert not torch.allclose(one.stream(stream_batch(2)), empty.stream(stream_batch(2)), atol=1e-3)
+    assert one.double().cell.memory.store.base.rows.dtype == torch.double, "rows go where the network goes"
+    assert telling_options(MannSparse, {"filled": True}) == telling_options(MannSparse) | {"filled": True}
+
+
+def test_an_index_answers_as_the_exact_search_does() -> None:
+    """Of few rows it tries all lists: what is found is put in order exactly."""
+    pytest.importorskip("faiss", reason="needs faiss: pip install 'fewshot[ann]'")
+    answers = []
+    for search in get_args(SearchKind):
+        torch.manual_seed(0)
+        learner = MannSparse(SHAPE, 3, **SMALL, num_slots=300, word_size=8, filled=True, search=search)
+        answers.append(learner.eval().stream(stream_batch(2)))
+    torch.testing.assert_close(answers[0], answers[1], atol=1e-3, rtol=0)
+    with pytest.raises(LearnerError, match="an index needs 256 rows or more; got 200: search them exactly"):
+        MannSparse(SHAPE, 3, num_slots=200, filled=True, search="approximate")
 
 
 @pytest.mark.parametrize("option", ["write_heads", "shift_range", "num_slots"])

@@ -3,6 +3,7 @@
 import sys
 import types
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import pytest
 import torch
@@ -42,6 +43,19 @@ class Own(Learner):
 
     def predict(self, state: Tensor, images: Tensor) -> Tensor:
         return state.unsqueeze(1).expand(-1, images.shape[1], -1)
+
+
+class OwnShared(TypedDict):
+    scale: float
+
+
+class PassesOn(Own):
+    """Takes one option itself and passes one of its base's on."""
+
+    def __init__(
+        self, image_shape: tuple[int, int, int], way: int, *, depth: int = 3, **shared: Unpack[OwnShared]
+    ) -> None:
+        super().__init__(image_shape, way, sizes=(depth,), **shared)
 
 
 @pytest.fixture
@@ -136,6 +150,18 @@ def test_options_are_given_or_default() -> None:
     assert options_of(Own, {"scale": 2}) == {"scale": 2.0, "sizes": (1, 2)}
     assert options_of(Own, {"scale": 2, "sizes": [3]}) == {"scale": 2.0, "sizes": (3,)}  # TOML knows no tuple
     assert options_of(Prototypical)["widths"] == (64, 64, 64, 64)
+
+
+def test_options_that_are_passed_on_are_the_bases() -> None:
+    """With its types and defaults (`scale` has none), and no more of them than are passed on."""
+    assert options_of(PassesOn, {"scale": 2}) == {"depth": 3, "scale": 2.0}
+    with pytest.raises(LearnerError, match="option scale of PassesOn: Field required"):
+        options_of(PassesOn)
+    with pytest.raises(LearnerError, match="unknown option of PassesOn 'sizes'"):
+        options_of(PassesOn, {"scale": 2, "sizes": [1]})
+    assert options_of(Mann)["widths"] == (32, 32, 64)
+    with pytest.raises(LearnerError, match=r"option widths of Mann: .*got 'wide'"):
+        options_of(Mann, {"widths": "wide"})
 
 
 @pytest.mark.parametrize(

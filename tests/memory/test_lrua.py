@@ -215,11 +215,6 @@ def test_addressed_first_what_is_stored_is_found_a_step_later() -> None:
     torch.testing.assert_close(found[1][1], add, atol=1e-3, rtol=0)
 
 
-def test_kernels_are_for_the_papers_order_alone() -> None:
-    assert Lrua().kernel_options("lstm") is not None
-    assert Lrua(order="address_first").kernel_options("lstm") is None
-
-
 def test_weights_keep_their_sums_and_usage_gains_what_was_read_and_written() -> None:
     state = empty(2, 16, 4, 3)
     for step in range(20):
