@@ -219,9 +219,11 @@ def evaluate(
 
 @app.command("inspect")
 def inspect_memory(
-    run: Annotated[Path, typer.Argument(help="A checkpoint of a memory network, or a results folder.")],
+    run: Annotated[
+        Path, typer.Argument(help="A checkpoint of a learner with a memory, or a results folder.")
+    ],
     learner: Annotated[
-        str | None, typer.Option(help="Learner of the results folder; its first memory network by default.")
+        str | None, typer.Option(help="Learner of the results folder; its first with a memory by default.")
     ] = None,
     option: LearnerOption = None,
     dataset: Annotated[str | None, typer.Option(help="Data set; that of the training by default.")] = None,
@@ -241,20 +243,20 @@ def inspect_memory(
     html: Annotated[Path | None, typer.Option(help="Write the same as one page that stands alone.")] = None,
     data: DataOption = None,
 ) -> None:
-    """Look into the memory of a network: what it stored, where, and what it read to answer one stream."""
+    """Look into the memory of a learner: what it stored, where, and what it read to answer one stream."""
     import shlex
 
     from fewshot.data.progress import progress
     from fewshot.episodes.protocol import Stream
     from fewshot.episodes.sampler import EpisodeSampler
     from fewshot.harness.evaluate import describe
-    from fewshot.harness.microscope import find_memory_network, measure_attribution, watch_episode
+    from fewshot.harness.microscope import find_learner_with_memory, measure_attribution, watch_episode
     from fewshot.harness.record import replace_file
     from fewshot.report.figure import save
     from fewshot.report.microscope import draw_microscope
     from fewshot.report.microscope_page import microscope_page
 
-    checkpoint, loaded = find_memory_network(run, learner, _options(option or []))
+    checkpoint, loaded = find_learner_with_memory(run, learner, _options(option or []))
     name, pool = _classes(checkpoint, loaded.image_shape, dataset, split, side, rotated, data)
     way = way or loaded.way
     stream = Stream(way, length or 10 * way, counts, within_group, loaded.labels)

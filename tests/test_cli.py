@@ -17,7 +17,9 @@ import torch
 from PIL import Image
 
 from fewshot.cli import main
+from fewshot.harness.checkpoint import save_learner
 from fewshot.harness.record import RECORDS_FILE, read_records
+from fewshot.learners.registry import build_learner
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -328,6 +330,21 @@ def test_inspect_draws_what_a_memory_did_and_scores_it(
     assert "random counts" in other.out
 
 
+@pytest.mark.parametrize("name", ["attention", "key_value", "nearest_feature"])
+def test_inspect_serves_other_memories_than_networks(
+    fewshot: Command, image_folder: Path, tmp_path: Path, name: str
+) -> None:
+    options, path = {"widths": (4,)}, tmp_path / f"{name}.safetensors"
+    save_learner(build_learner(name, (1, 12, 12), 3, options), path, name, options)
+    setting = ("--dataset", image_folder, "--length", 9, "--episodes", 2, "--html", "page.html")
+    outcome = fewshot("inspect", path, *setting)
+    assert outcome.code == 0
+    assert "% is read from the right class" in outcome.out
+    with Image.open(f"{name}-episode-0.png") as picture:
+        assert min(picture.size) > 1000
+    assert "% is read from the right class" in Path("page.html").read_text()
+
+
 def test_interrupted_it_says_how_to_go_on(fewshot: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(_: Path) -> None:
         raise KeyboardInterrupt
@@ -598,8 +615,7 @@ def test_what_has_no_memory_is_not_inspected(
 ) -> None:
     path = results / "checkpoints" / "lstm-0.safetensors"
     assert refused(fewshot("inspect", path)) == (
-        f"{path} has no learner with an external memory to look into, only Lstm: choose a memory network, "
-        "mann for one"
+        f"{path} has no learner with a memory to look into, only Lstm: choose one that has, mann for one"
     )
     assert refused(fewshot("inspect", "absent")).startswith("no checkpoint absent: ")
     assert refused(fewshot("inspect", ".")).startswith("no results in .: ")

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from benchmarks.speed.cost import HELD, Axis, Cost
+from fewshot.report.axes import plain_number
 from fewshot.report.figure import GREY, add_title, learner_style, new_figure, save
 
 LABELS = {
@@ -56,7 +57,7 @@ def _figure(axis: Axis, costs: list[Cost], machine: str) -> Figure:
     plot.xaxis.set_minor_locator(NullLocator())
     plot.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     plot.yaxis.set_minor_locator(NullLocator())
-    plot.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    plot.yaxis.set_major_formatter(FuncFormatter(plain_number))
     plot.set_xlabel(LABELS[axis])
     plot.set_ylabel("milliseconds a step")
     plot.grid(color="#e6e6e6")

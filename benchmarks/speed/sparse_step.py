@@ -137,9 +137,9 @@ def follow(
         given = inputs[:, step : step + 1], previous_labels[:, step : step + 1]
         if step == MIDDLE:
             middle = state
-        _, (access,), after = cell.watch(state, *given)
+        _, (access,), after = cell.step_by_step(state, *given)
         if step % EVERY == 0:
-            _, (truth,), _ = exact.watch(state, *given)
+            _, (truth,), _ = exact.step_by_step(state, *given)
             found.append(found_in_base(access, truth, state))
         state = after
     return middle, float(torch.cat(found).float().mean())

@@ -1,8 +1,9 @@
-"""The microscope: watch a memory network answer streams, step by step (its opacity is the known weakness).
+"""The microscope: watch a memory answer streams, step by step (the opacity of such networks is known).
 
-At step t the network sees image t together with the label of image t - 1, so image t - 1 is what it stores
-then (`fewshot.learners.recurrent`); what it writes at the first step belongs to no image. What it reads at
-step t is shared out among the images stored by then (`fewshot.memory.attribution`).
+A step begins when the label of the image before is shown, so image t - 1 is what is stored at step t; what is
+written at the first step belongs to no image. What is read at step t is shared out among the images stored by
+then (`fewshot.memory.attribution`). Any learner that `has_memory` can be watched, see
+`fewshot.learners.embedding`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,24 +23,21 @@ from fewshot.harness.evaluate import evaluating
 from fewshot.harness.record import read_records
 from fewshot.harness.watched import Attribution, WatchedEpisode, attribution
 from fewshot.learners.base import Learner
-from fewshot.learners.embedding import embed_in_parts
+from fewshot.learners.embedding import EmbeddingLearner, embed_in_parts
 from fewshot.learners.naming import named_labels
-from fewshot.learners.recurrent import RecurrentLearner
-from fewshot.memory.attribution import Visit, amounts, read_amounts, touched_slots, visits
-from fewshot.memory.cell import MemoryCell
-from fewshot.memory.external import Access
+from fewshot.memory.attribution import Visit, Watch, amounts, read_amounts
 
 EPISODES_AT_ONCE = 10
 """Each step's memory is kept until the stream is over."""
 
 
-def find_memory_network(
+def find_learner_with_memory(
     run: Path, learner: str | None = None, options: Mapping[str, Any] | None = None
-) -> tuple[Path, RecurrentLearner]:
-    """The checkpoint `run`, or the first of the results folder `run` that is one of a memory network.
+) -> tuple[Path, EmbeddingLearner]:
+    """The checkpoint `run`, or the first of the results folder `run` that is of a learner with a memory.
 
     learner: the id that it must have; options: in place of those it was trained with, as for `load_learner`.
-    Raises LearnerError where there is no such network.
+    Raises LearnerError where there is no such learner.
     """
     others = []
     for path in _checkpoints(run, learner) if run.is_dir() else [run]:
@@ -50,17 +48,14 @@ def find_memory_network(
             return path, asked
         others.append(type(loaded).__name__)
     raise LearnerError(
-        f"{run} has no learner with an external memory to look into, only {', '.join(others) or 'records'}: "
-        "choose a memory network, mann for one"
+        f"{run} has no learner with a memory to look into, only {', '.join(others) or 'records'}: "
+        "choose one that has, mann for one"
     )
 
 
-def watch_episode(learner: RecurrentLearner, source: EpisodeSource, number: int) -> WatchedEpisode:
+def watch_episode(learner: EmbeddingLearner, source: EpisodeSource, number: int) -> WatchedEpisode:
     """One episode of a stream, with all that the memory did."""
-    assert isinstance(learner.cell, MemoryCell), "only a memory can be watched"
-    batch, answers, accesses = _watch(learner, source, number, 1)
-    touched = touched_slots(accesses)
-    steps = visits(accesses, touched)
+    batch, answers, (slots, num_slots, steps) = _watch(learner, source, number, 1)
     classes = F.one_hot(batch.labels[0], batch.way).to(steps[0].read.dtype)
     held = [lying[0, :, 1:] @ classes[:-1] for lying in amounts(steps)]
     usage = [step.usage[0] for step in steps if step.usage is not None]
@@ -70,8 +65,8 @@ def watch_episode(learner: RecurrentLearner, source: EpisodeSource, number: int)
         answers=answers[0].numpy(),
         presentation=batch.presentation[0].numpy(),
         class_names=source.class_names(number),
-        slots=touched.numpy(),
-        num_slots=learner.cell.memory.num_slots,
+        slots=slots.numpy(),
+        num_slots=num_slots,
         read_weights=torch.stack([step.read[0] for step in steps]).numpy(),
         write_weights=torch.stack([step.written[0] for step in steps]).numpy(),
         usage=torch.stack(usage).numpy() if usage else None,
@@ -81,7 +76,7 @@ def watch_episode(learner: RecurrentLearner, source: EpisodeSource, number: int)
 
 
 def measure_attribution(
-    learner: RecurrentLearner,
+    learner: EmbeddingLearner,
     source: EpisodeSource,
     episodes: int,
     *,
@@ -90,8 +85,8 @@ def measure_attribution(
     """The score over episodes 0 to episodes - 1; on_progress is called with how many more are done."""
     parts = []
     for start, count in source.spans(0, episodes, EPISODES_AT_ONCE):
-        batch, answers, accesses = _watch(learner, source, start, count)
-        shares = item_shares(visits(accesses, touched_slots(accesses)))
+        batch, answers, watch = _watch(learner, source, start, count)
+        shares = item_shares(watch.visits)
         parts.append([part.numpy() for part in (shares, batch.labels, batch.presentation, answers)])
         on_progress(count)
     return attribution(*(np.concatenate(part) for part in zip(*parts, strict=True)))
@@ -103,8 +98,8 @@ def item_shares(steps: Sequence[Visit]) -> Tensor:
     return stored / stored.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(stored.dtype).tiny)
 
 
-def _has_memory(learner: Learner) -> TypeGuard[RecurrentLearner]:
-    return isinstance(learner, RecurrentLearner) and isinstance(learner.cell, MemoryCell)
+def _has_memory(learner: Learner) -> TypeGuard[EmbeddingLearner]:
+    return isinstance(learner, EmbeddingLearner) and learner.has_memory
 
 
 def _checkpoints(folder: Path, learner: str | None) -> list[Path]:
@@ -116,12 +111,12 @@ def _checkpoints(folder: Path, learner: str | None) -> list[Path]:
 
 
 def _watch(
-    learner: RecurrentLearner, source: EpisodeSource, start: int, count: int
-) -> tuple[StreamBatch, Tensor, list[Access]]:
+    learner: EmbeddingLearner, source: EpisodeSource, start: int, count: int
+) -> tuple[StreamBatch, Tensor, Watch]:
     """Episodes of streams, the answers (batch, step), and what the memory did at each step."""
     batch = source.batch(start, count)
     assert isinstance(batch, StreamBatch), "a memory is watched in a stream"
     with evaluating(learner):
         features = embed_in_parts(learner, batch.images)
-        logits, accesses = learner.watch_features(batch._replace(images=features))
-    return batch, named_labels(learner, batch, logits), accesses
+        logits, watch = learner.watch_features(batch._replace(images=features))
+    return batch, named_labels(learner, batch, logits), watch

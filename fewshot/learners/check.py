@@ -284,6 +284,16 @@ def _features_stand_for_images(learner: Learner, probe: _Probe) -> None:
         probe.same(_answer(learner, batch), answers, f"{name} {complaint}")
 
 
+@torch.no_grad()
+def _watched_is_answered(learner: Learner, probe: _Probe) -> None:
+    if not (isinstance(learner, EmbeddingLearner) and learner.has_memory):
+        return
+    batch = probe.stream()
+    features = batch._replace(images=learner.embed(batch.images))
+    answers, _ = learner.watch_features(features)
+    probe.same(learner.stream_features(features), answers, "stream answers watched and not")
+
+
 def _deterministic(learner: Learner, probe: _Probe) -> None:
     for name, batch in probe.episodes().items():
         probe.same(_answer(learner, batch), _answer(learner, batch), f"asked twice, {name} answers")
@@ -334,6 +344,7 @@ PROMISES: Mapping[str, Callable[[Learner, _Probe], None]] = {
     "a stream is observed step by step": _stream_is_observe_and_predict,
     "a support set is its images observed": _adapt_is_observe,
     "features stand for images": _features_stand_for_images,
+    "what is watched is what is answered": _watched_is_answered,
     "the same question has the same answer": _deterministic,
     "weights can be saved and loaded": _saved_and_loaded,
     "training reaches every parameter": _trains,

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from fewshot.episodes.batch import EpisodeBatch, KShotBatch, StreamBatch, Support
+from fewshot.errors import LearnerError
 from fewshot.learners.base import Learner, State, name_in_turn, observe_in_turn
+from fewshot.memory.attribution import Watch
 
 PIXELS_AT_ONCE = 2**17
 """Pixels (height x width) embedded side by side: a layer of 64 float32 channels then takes 32 megabytes. On a
@@ -26,7 +28,12 @@ class EmbeddingLearner(Learner):
 
     The methods named *_features are those of `Learner` with features where it has images: in a `Support`,
     `KShotBatch` or `StreamBatch` too, the images are then (batch, image, feature).
+
+    has_memory: whether it stores what it is shown in slots that `watch_features` can look into; an option may
+        decide it.
     """
+
+    has_memory: bool = False
 
     @abstractmethod
     def embed(self, images: Tensor) -> Tensor:
@@ -69,6 +76,14 @@ class EmbeddingLearner(Learner):
 
     def stream(self, batch: StreamBatch) -> Tensor:
         return self.stream_features(batch._replace(images=self.embed(batch.images)))
+
+    def watch_features(self, batch: StreamBatch) -> tuple[Tensor, Watch]:
+        """`stream_features`, and what the memory did at each step; what step t stores is image t - 1.
+
+        A step begins with what the label of the image before makes known, and then reads to name its own
+        image. Raises LearnerError where there is no memory.
+        """
+        raise LearnerError(f"{type(self).__name__} has no memory to look into: watch a learner that has one")
 
     @property
     def answers_from_features(self) -> bool:

@@ -11,11 +11,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fewshot.episodes.batch import StreamBatch
 from fewshot.errors import LearnerError
 from fewshot.learners.backbones import Downsample, image_encoder
 from fewshot.learners.metric import MetricLearner, best_of_class, check_metric_weight
 from fewshot.learners.options import check_at_least
-from fewshot.memory.key_value import KeyValueState, initial_state, margin_loss, similarity, update
+from fewshot.memory.attribution import Watch, watched
+from fewshot.memory.external import Access
+from fewshot.memory.key_value import (
+    Change,
+    KeyValueState,
+    at,
+    change,
+    initial_state,
+    margin_loss,
+    similarity,
+    update,
+    usage,
+)
 
 
 class KeyValue(MetricLearner):
@@ -25,6 +38,7 @@ class KeyValue(MetricLearner):
     """
 
     batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
+    has_memory = True
 
     def __init__(
         self,
@@ -65,8 +79,7 @@ class KeyValue(MetricLearner):
         return features
 
     def observe_features(self, state: KeyValueState, features: Tensor, label: Tensor) -> KeyValueState:
-        value = F.one_hot(label, state.values.shape[-1]).to(features)
-        return update(state, F.normalize(features, dim=-1), value)
+        return update(state, *_pair(state, features, label))
 
     def scores(self, state: KeyValueState, features: Tensor) -> Tensor:
         cosines = similarity(state, F.normalize(features, dim=-1))
@@ -74,3 +87,41 @@ class KeyValue(MetricLearner):
 
     def loss_of_scores(self, scores: Tensor, labels: Tensor) -> Tensor:
         return margin_loss(scores, labels, self.margin)
+
+    def watch_features(self, batch: StreamBatch) -> tuple[Tensor, Watch]:
+        """The nearest slot is read, whole, and none where the answer is a label without a slot."""
+        state = self.start(len(batch.labels), batch.way)
+        nothing = state.keys.new_zeros(len(batch.labels))
+        made = Change(slot=nothing.long(), written=nothing, kept=nothing + 1)
+        logits, accesses = [], []
+        for features, label in zip(batch.images.unbind(1), batch.labels.unbind(1), strict=True):
+            query, value = _pair(state, features, label)
+            logits.append(self.predict_features(state, features.unsqueeze(1)).squeeze(1))
+            best, nearest = similarity(state, query.unsqueeze(1)).squeeze(1).max(-1)
+            read = (best >= logits[-1].amax(-1)).to(query)
+            accesses.append(_access(state, made, nearest, read))
+            made, state = change(state, query, value), update(state, query, value)
+        return torch.stack(logits, dim=1), watched(accesses, self.num_slots)
+
+
+def _access(state: KeyValueState, made: Change, nearest: Tensor, read: Tensor) -> Access:
+    """A step of one head for each, which touch one slot; the state is that after the change."""
+
+    def of_head(numbers: Tensor) -> Tensor:
+        return numbers.view(-1, 1, 1)
+
+    return Access(
+        reads=of_head(read) * at(state.keys, nearest).unsqueeze(1),
+        state=state,
+        read_weights=of_head(read),
+        write_weights=of_head(made.written),
+        usage=usage(state),
+        read_slots=of_head(nearest),
+        write_slots=of_head(made.slot),
+        kept=of_head(made.kept),
+    )
+
+
+def _pair(state: KeyValueState, features: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """The query of an image and the value of its label, as they are stored: (batch, feature), (batch,)."""
+    return F.normalize(features, dim=-1), F.one_hot(label, state.values.shape[-1]).to(features)

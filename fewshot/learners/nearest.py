@@ -62,6 +62,10 @@ class Nearest(MetricLearner):
         return self.of_class(similarity, state.labels, state.counts.shape[1])
 
     def stream_scores(self, batch: StreamBatch) -> Tensor:
+        return self.of_class(self.stream_similarity(batch), batch.labels, batch.way)
+
+    def stream_similarity(self, batch: StreamBatch) -> Tensor:
+        """Of each image to those before it, -inf to the others: (batch, length, length)."""
         similarity = self.similarity(batch.images, batch.images)
         not_before = torch.ones_like(similarity[0], dtype=torch.bool).triu()
-        return self.of_class(similarity.masked_fill(not_before, -torch.inf), batch.labels, batch.way)
+        return similarity.masked_fill(not_before, -torch.inf)

@@ -10,6 +10,10 @@ attention of matching networks, Vinyals et al. 2016, equation 1, without their c
 | similarity | sharpness feature . stored feature                          | (batch, image, stored)  |
 | score      | log of the sum of exp(similarity) to the images of a class  | (batch, image, way)     |
 | new score  | learned, then calibrated; of each class not seen            | number                  |
+| read       | exp(similarity) / sum of exp(score) over all classes        | (batch, image, stored)  |
+
+The last is for the microscope: by how much each stored image speaks for its class, so that what is read from
+the images of a class is the probability that it is given. Not soft, the nearest of a class speaks alone.
 """
 
 import math
@@ -19,10 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewshot.episodes.batch import StreamBatch
 from fewshot.errors import LearnerError
 from fewshot.learners.backbones import Downsample, feature_size, image_encoder
 from fewshot.learners.metric import best_of_class, check_metric_weight
 from fewshot.learners.nearest import Nearest
+from fewshot.memory.attribution import Watch, append_only
 
 NEW_COSINE = 0.4
 """The new score before training is that of one stored image at this cosine."""
@@ -36,6 +42,7 @@ class NearestFeature(Nearest):
     """
 
     batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
+    has_memory = True
 
     def __init__(
         self,
@@ -73,6 +80,17 @@ class NearestFeature(Nearest):
     def of_class(self, similarity: Tensor, labels: Tensor, way: int) -> Tensor:
         of_class = soft_best_of_class if self.soft else best_of_class
         return of_class(similarity, labels, way)
+
+    def watch_features(self, batch: StreamBatch) -> tuple[Tensor, Watch]:
+        """A slot is a stored image, which takes the slot of its own step when its label is shown."""
+        similarity = self.stream_similarity(batch)
+        logits = self.logits(self.of_class(similarity, batch.labels, batch.way))
+        if not self.soft:
+            nearest = best_of_class(similarity, batch.labels, batch.way)
+            others = similarity < nearest.gather(2, batch.labels.unsqueeze(1).expand_as(similarity))
+            similarity = similarity.masked_fill(others, -torch.inf)
+        read = torch.exp(similarity - logits.logsumexp(dim=-1, keepdim=True))
+        return logits, append_only(read, offset=-1)
 
 
 def soft_best_of_class(similarity: Tensor, labels: Tensor, way: int) -> Tensor:

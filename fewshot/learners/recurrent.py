@@ -22,8 +22,8 @@ from fewshot.errors import LearnerError
 from fewshot.learners.backbones import Downsample, feature_size, image_encoder
 from fewshot.learners.embedding import EmbeddingLearner
 from fewshot.learners.metric import across_episodes_loss, check_metric_weight
-from fewshot.memory.cell import Cell, MemoryCell
-from fewshot.memory.external import Access
+from fewshot.memory.attribution import Watch
+from fewshot.memory.cell import Cell, WatchedCell
 
 
 class RecurrentState(NamedTuple):
@@ -88,6 +88,7 @@ class RecurrentLearner(EmbeddingLearner):
         self.labels = labels
         self.fixed_way = labels == "one_hot"
         self.cell = made
+        self.has_memory = isinstance(made, WatchedCell)
         self.output = nn.Linear(made.output_size, units)
 
     def start(self, batch: int, way: int) -> RecurrentState:
@@ -139,18 +140,14 @@ class RecurrentLearner(EmbeddingLearner):
             answers = answers + self.metric_weight * across_episodes_loss(features, batch)
         return answers
 
-    def watch_features(self, batch: StreamBatch) -> tuple[Tensor, list[Access]]:
-        """`stream_features`, and what the memory did at each step; what step t stores is image t - 1.
-
-        Raises LearnerError where there is no external memory.
-        """
-        if not isinstance(self.cell, MemoryCell):
-            raise LearnerError(f"{type(self).__name__} has no memory to look into: watch a memory network")
+    def watch_features(self, batch: StreamBatch) -> tuple[Tensor, Watch]:
+        if not isinstance(self.cell, WatchedCell):
+            return super().watch_features(batch)
         state = self.start(len(batch.images), batch.way)
         _, previous = self._units(state, self.shown(batch))
-        outputs, accesses, _ = self.cell.watch(state.cell, batch.images, previous)
+        outputs, watch = self.cell.watch(state.cell, batch.images, previous)
         logits: Tensor = self.output(outputs)
-        return logits, accesses
+        return logits, watch
 
     def _run(self, state: RecurrentState, features: Tensor, labels: Tensor) -> tuple[Tensor, RecurrentState]:
         """Go through features (batch, step, feature), labels (batch, step): outputs, and the state then.

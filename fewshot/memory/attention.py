@@ -22,6 +22,11 @@ Sharpened cosines, and queries tied to keys, are there for the start of training
 from the first update on, as by the tied content path of `fewshot.memory.cell`. Measured on real Omniglot with
 the encoder of `Mann` (streams of 5 classes, validation classes), right at the 2nd presentation after 100 and
 300 updates of 16 streams: 83 and 91 %; with a query map of its own 46 and 65 %.
+
+The microscope sees the reads of the first layer's heads: in it a slot holds its own pair and nothing else, in
+later ones a pair that has itself read those before it. That is also where answers come from. Measured there
+with two layers, after 1,500 updates, on 100 streams of test classes, right where the class was known: 98.4 %;
+without what is read in the second layer 97.6, without what is read in the first 20.1.
 """
 
 import math
@@ -32,7 +37,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewshot.memory.cell import Cell
+from fewshot.memory.attribution import Watch, append_only
+from fewshot.memory.cell import WatchedCell
 
 FIRST_SHARPNESS = 10.0
 """Of every head before training."""
@@ -50,7 +56,7 @@ class AttentionState(NamedTuple):
     last: Tensor
 
 
-class AttentionCell(Cell):
+class AttentionCell(WatchedCell):
     """The memory and the layers that read it; the output is the last layer's.
 
     hidden_size: of a token, shared out among the heads; tie: whether the query of an input is its key.
@@ -90,6 +96,14 @@ class AttentionCell(Cell):
         """Of one memory, which questions leave as it is: no copies of it are needed."""
         after = self._store(state, inputs[:, :1], previous_label.unsqueeze(1))
         return self._read(after, inputs, seen=None)
+
+    def watch(self, state: AttentionState, inputs: Tensor, previous_labels: Tensor) -> tuple[Tensor, Watch]:
+        """A slot is a pair; the reads are those of the heads of the first layer, see the module."""
+        after = self._store(state, inputs, previous_labels)
+        seen = _seen(inputs, after.keys, of_own_step=True)
+        first, key, _ = next(self._by_layer(after))
+        read = first.weights(self.input(inputs), key, seen).sum(dim=1)
+        return self._read(after, inputs, seen), append_only(read, offset=state.keys.shape[3])
 
     def _store(self, state: AttentionState, inputs: Tensor, previous_labels: Tensor) -> AttentionState:
         """Store the pairs that these previous labels complete; what waits for its label is the last input."""
@@ -144,13 +158,19 @@ class _Layer(nn.Module):
 
     def forward(self, tokens: Tensor, key: Tensor, value: Tensor, seen: Tensor | None) -> Tensor:
         """The next tokens: (batch, token, hidden). seen: (token, pair) bool, None where all pairs are."""
-        projection = self.key if self.query is None else self.query
-        query = F.normalize(self._split(projection(self.norm(tokens))), dim=-1)
-        query = self.log_sharpness.exp() * query
+        query = self._sharpened_query(tokens)
         reads = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=1.0)
         tokens = tokens + self.output(reads.transpose(1, 2).flatten(2))
         after: Tensor = tokens + self.feedforward(tokens)
         return after
+
+    def weights(self, tokens: Tensor, key: Tensor, seen: Tensor) -> Tensor:
+        """Where the heads read: (batch, head, token, pair)."""
+        return (self._sharpened_query(tokens) @ key.mT).masked_fill(~seen, -torch.inf).softmax(-1)
+
+    def _sharpened_query(self, tokens: Tensor) -> Tensor:
+        projection = self.key if self.query is None else self.query
+        return self.log_sharpness.exp() * F.normalize(self._split(projection(self.norm(tokens))), dim=-1)
 
     def _split(self, tokens: Tensor) -> Tensor:
         """(batch, token, hidden) -> (batch, head, token, word)."""

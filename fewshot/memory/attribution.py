@@ -37,6 +37,35 @@ class Visit(NamedTuple):
     usage: Tensor | None
 
 
+class Watch(NamedTuple):
+    """A memory at work over a sequence.
+
+    slots: (slot,) int64, ascending: those that any step touched, of num_slots in all; visits: of these slots,
+    one a step.
+    """
+
+    slots: Tensor
+    num_slots: int
+    visits: list[Visit]
+
+
+def watched(accesses: Sequence[Access], num_slots: int) -> Watch:
+    """What the accesses of each step did to the slots that they touched."""
+    touched = touched_slots(accesses)
+    return Watch(touched, num_slots, visits(accesses, touched))
+
+
+def append_only(read: Tensor, offset: int) -> Watch:
+    """A memory that overwrites nothing: step t fills a slot of its own, slot t + offset, if there is one.
+
+    read: (batch, step, slot), summed over heads.
+    """
+    written, kept = torch.ones_like(read).triu(offset).tril(offset), torch.ones_like(read)
+    steps = zip(read.unbind(1), written.unbind(1), kept.unbind(1), strict=True)
+    slots = torch.arange(read.shape[2], device=read.device)
+    return Watch(slots, len(slots), [Visit(*step, usage=None) for step in steps])
+
+
 def touched_slots(accesses: Sequence[Access]) -> Tensor:
     """(slot,) int64, ascending: those that any step reads or writes; all, where a memory is not sparse."""
     used = []

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewshot.errors import LearnerError
+from fewshot.memory.attribution import Watch, watched
 from fewshot.memory.controllers import (
     CONTROLLERS,
     Controller,
@@ -56,6 +57,14 @@ class Cell(nn.Module, ABC):
         labels = _repeat(previous_label.unsqueeze(1), count)
         outputs: Tensor = self(_repeat(state, count), inputs.reshape(batch * count, 1, -1), labels)[0]
         return outputs.reshape(batch, count, self.output_size)
+
+
+class WatchedCell(Cell):
+    """A cell with an external memory, which can be looked into while it works."""
+
+    @abstractmethod
+    def watch(self, state: Any, inputs: Tensor, previous_labels: Tensor) -> tuple[Tensor, Watch]:
+        """The outputs of `forward`, and what the memory did at each step."""
 
 
 class LstmCell(Cell):
@@ -123,7 +132,7 @@ class MemoryState(NamedTuple):
     content: Tensor
 
 
-class MemoryCell(Cell):
+class MemoryCell(WatchedCell):
     """A controller with an external memory; the output is [hidden ; reads] (Santoro et al. 2016).
 
     tie: whether to add the tied content path (needs a memory that writes vectors apart from its keys).
@@ -201,10 +210,14 @@ class MemoryCell(Cell):
             content=content,
         )
 
-    def watch(
+    def watch(self, state: MemoryState, inputs: Tensor, previous_labels: Tensor) -> tuple[Tensor, Watch]:
+        outputs, accesses, _ = self.step_by_step(state, inputs, previous_labels)
+        return outputs, watched(accesses, self.memory.num_slots)
+
+    def step_by_step(
         self, state: MemoryState, inputs: Tensor, previous_labels: Tensor
     ) -> tuple[Tensor, list[Access], MemoryState]:
-        """`forward` step by step, which also gives what the memory did at each step."""
+        """`forward` without a kernel, which also gives each step's access."""
         accesses: list[Access] = []
         outputs, state = self._walk(state, *self._ahead(state, inputs, previous_labels), accesses)
         return outputs, accesses, state

@@ -9,10 +9,16 @@
 | ages       | A      | updates since the slot was last written                 | (batch, slot) int64  |
 | similarity |        | q . K[i]                                                | (batch, slot)        |
 | nearest    | n_1    | the slot of greatest similarity                         | (batch,)             |
-| if right   |        | V[n_1] = v: K[n_1] becomes (q + K[n_1]) / |q + K[n_1]|  |                      |
-| if wrong   | n'     | the slot of greatest age: K[n'] becomes q, V[n'] v      | (batch,)             |
+| slot       |        | n_1 if V[n_1] = v (right), else that of greatest age    | (batch,)             |
+| written    |        | 1 / |q + K[n_1]| if right, else 1                       | (batch,)             |
+| kept       |        | 1 / |q + K[n_1]| if right, else 0                       | (batch,)             |
+| key after  |        | in the slot: written q + kept K[slot]; its value is v   | (batch, key)         |
 | ages after |        | 0 for the slot written, A[i] + 1 for all others         |                      |
+| usage      |        | greatest age - A[i]; 0 where nothing is stored          | (batch, slot)        |
 | loss       |        | max(0, best wrong similarity - best right one + margin) | number               |
+
+So a key is a sum of the queries that were ever put there. Usage is for the microscope: a slot of none is the
+next to give way.
 
 Two departures. The paper looks at the 256 nearest slots only, and adds noise to the ages lest many processes
 that share one memory overwrite the same slot; here all slots are looked at and one process writes, so the
@@ -28,6 +34,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+SHORTEST = 1e-12
+"""Of a query and a key that point away from each other, the sum is divided by this, and stays zero."""
 
 
 class KeyValueState(NamedTuple):
@@ -56,21 +65,50 @@ def similarity(state: KeyValueState, queries: Tensor) -> Tensor:
     return (queries @ state.keys.mT).masked_fill(empty.unsqueeze(1), -torch.inf)
 
 
+class Change(NamedTuple):
+    """What an update makes of one key: written times the query and kept times what it was; (batch,) each."""
+
+    slot: Tensor
+    written: Tensor
+    kept: Tensor
+
+
+@torch.no_grad()
+def change(state: KeyValueState, query: Tensor, value: Tensor) -> Change:
+    """What it does to the memory to be told the value of a query: (batch, key), (batch, value)."""
+    nearest = similarity(state, query.unsqueeze(1)).squeeze(1).argmax(-1)
+    right = (at(state.values, nearest) == value).all(-1)
+    share = 1 / (query + at(state.keys, nearest)).norm(dim=-1).clamp(min=SHORTEST)
+    return Change(
+        slot=torch.where(right, nearest, state.ages.argmax(-1)),
+        written=torch.where(right, share, 1),
+        kept=torch.where(right, share, 0),
+    )
+
+
 @torch.no_grad()
 def update(state: KeyValueState, query: Tensor, value: Tensor) -> KeyValueState:
     """The memory after it was told the value of a query: (batch, key), (batch, value)."""
     keys, values, ages = state
-    nearest = similarity(state, query.unsqueeze(1)).squeeze(1).argmax(-1)
-    found = torch.arange(len(nearest), device=nearest.device), nearest
-    right = (values[found] == value).all(-1)
-    key = torch.where(right.unsqueeze(-1), F.normalize(query + keys[found], dim=-1), query)
-    slot = torch.where(right, nearest, ages.argmax(-1))
-    written = F.one_hot(slot, ages.shape[1]).bool().unsqueeze(-1)
+    slot, written, kept = change(state, query, value)
+    key = written.unsqueeze(-1) * query + kept.unsqueeze(-1) * at(keys, slot)
+    is_slot = F.one_hot(slot, ages.shape[1]).bool().unsqueeze(-1)
     return KeyValueState(
-        torch.where(written, key.unsqueeze(1), keys),
-        torch.where(written, value.unsqueeze(1), values),
-        torch.where(written.squeeze(-1), 0, ages + 1),
+        torch.where(is_slot, key.unsqueeze(1), keys),
+        torch.where(is_slot, value.unsqueeze(1), values),
+        torch.where(is_slot.squeeze(-1), 0, ages + 1),
     )
+
+
+def usage(state: KeyValueState) -> Tensor:
+    """By how many updates each slot is younger than the oldest, 0 where nothing is stored: (batch, slot)."""
+    younger = state.ages.amax(dim=-1, keepdim=True) - state.ages
+    return younger * state.values.any(-1).to(state.values.dtype)
+
+
+def at(stored: Tensor, slot: Tensor) -> Tensor:
+    """(batch, slot, word), (batch,) -> (batch, word)."""
+    return stored[torch.arange(len(slot), device=slot.device), slot]
 
 
 def margin_loss(scores: Tensor, labels: Tensor, margin: float) -> Tensor:

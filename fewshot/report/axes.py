@@ -29,6 +29,11 @@ def clean(axes: Axes, grid: str = "both") -> None:
     axes.set_axisbelow(True)
 
 
+def plain_number(value: float, _: int | None = None) -> str:
+    """A tick's number without an exponent, its thousands set apart: 0.05, 1,000,000. _: the tick's place."""
+    return f"{value:,.6f}".rstrip("0").rstrip(".")
+
+
 def stretch(axes: Axes, axis: Literal["x", "y"], highest: float) -> bool:
     """Per cent on an axis, spread out at the top where figures crowd there; whether it was done."""
     if highest <= STRETCHED_ABOVE:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from fewshot.errors import RecordError
-from fewshot.report.axes import STRETCH_NOTE, clean, label_ends, margins, stretch
+from fewshot.report.axes import STRETCH_NOTE, clean, label_ends, margins, plain_number, stretch
 from fewshot.report.figure import GREY, add_title, learner_style, new_figure
 from fewshot.report.published import Published, find_published
 from fewshot.report.results import Result, learner_rank
@@ -231,7 +231,7 @@ def _draw_seeds(
 
 def _logarithmic(axes: Axes) -> None:
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(plain_number))
     axes.xaxis.set_minor_formatter(NullFormatter())
     clean(axes)
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from fewshot.harness.record import Record, record_key
-from fewshot.report.axes import STRETCH_NOTE, clean, margins, stretch
+from fewshot.report.axes import STRETCH_NOTE, clean, margins, plain_number, stretch
 from fewshot.report.figure import add_title, new_figure
 from fewshot.report.results import Result, describe_test_set, file_name, grouped, test_set
 
@@ -149,5 +149,5 @@ def _draw(axes: Axes, results: Sequence[Result], last: bool, across: Axis, line:
         )
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(plain_number))
     clean(axes)

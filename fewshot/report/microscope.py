@@ -122,7 +122,7 @@ def _draw_shares(axes: Axes, episode: WatchedEpisode) -> None:
 
 def _draw_reads(axes: Axes, episode: WatchedEpisode) -> None:
     rows = _most_used(episode)
-    title = "Where the heads read: a row for each slot, in the colour of the class that it holds most of"
+    title = "Where it was read: a row for each slot, in the colour of the class that it holds most of"
     _name(axes, title, f"{_rows_told(episode)}pale: held; dark: read; grey: holds nothing yet")
     weights, owner = episode.read_weights[:, rows].T, episode.owner[:, rows].T
     _heat(axes, owner, weights, weights.max(), least=np.where(owner < 0, 0.0, PALE))
@@ -131,7 +131,7 @@ def _draw_reads(axes: Axes, episode: WatchedEpisode) -> None:
 
 def _draw_writes(axes: Axes, episode: WatchedEpisode) -> None:
     rows = _most_used(episode)
-    title = "Where the heads wrote: in the colour of what they store, the image before with its label"
+    title = "Where it was written: in the colour of what is stored, the image before with its label"
     _name(axes, title, f"{_rows_told(episode)}grey: there is nothing to store yet")
     weights = episode.write_weights[:, rows].T
     stored = np.concatenate([[-1], episode.labels[:-1]])

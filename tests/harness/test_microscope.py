@@ -17,17 +17,33 @@ from fewshot.episodes.source import presentation
 from fewshot.errors import EpisodeError, LearnerError
 from fewshot.harness import microscope
 from fewshot.harness.checkpoint import save_learner
-from fewshot.harness.microscope import find_memory_network, item_shares, measure_attribution, watch_episode
+from fewshot.harness.microscope import (
+    find_learner_with_memory,
+    item_shares,
+    measure_attribution,
+    watch_episode,
+)
 from fewshot.harness.watched import attribution, level, right_share
+from fewshot.learners.embedding import EmbeddingLearner
 from fewshot.learners.lstm import Lstm
 from fewshot.learners.mann import Mann
 from fewshot.learners.naming import named_labels
+from fewshot.learners.registry import build_learner
 from fewshot.memory.attribution import Visit
 from fewshot.memory.cell import MemoryCell
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 SMALL: dict[str, Any] = {"widths": (4,), "embedding_size": 6, "hidden_size": 10}
+ENCODER: dict[str, Any] = {"widths": (4,), "embedding_size": 6}
+WITH_MEMORY: dict[str, dict[str, Any]] = {
+    "mann": SMALL | {"num_slots": 12, "word_size": 5},
+    "mann_sparse": SMALL | {"num_slots": 12, "word_size": 5, "slots_per_head": 2},
+    "attention": ENCODER | {"hidden_size": 8, "read_heads": 2},
+    "key_value": ENCODER | {"num_slots": 5},
+    "nearest_feature": ENCODER,
+}
+every_memory = pytest.mark.parametrize("name", WITH_MEMORY)
 LABELS = torch.tensor([[0, 1, 1, 0, 2, 1], [2, 2, 0, 2, 0, 1]])
 
 
@@ -39,6 +55,13 @@ def pool(image_folder: Path) -> ClassPool:
 def mann(pool: ClassPool) -> Mann:
     torch.manual_seed(0)
     return Mann(pool.image_set.image_shape, 3, **SMALL, num_slots=12, word_size=5)
+
+
+def with_memory(name: str, image_shape: tuple[int, int, int], options: dict[str, Any]) -> EmbeddingLearner:
+    torch.manual_seed(0)
+    learner = build_learner(name, image_shape, 3, options)
+    assert isinstance(learner, EmbeddingLearner)
+    return learner.eval()
 
 
 def shares_of_a_reader(weights: torch.Tensor) -> NDArray[np.float32]:
@@ -122,8 +145,10 @@ def test_streams_without_a_second_presentation_are_refused() -> None:
         score(torch.zeros(1, 3, 3), torch.tensor([[2, 0, 1]]))
 
 
-def test_a_watched_episode_is_the_one_that_is_answered(pool: ClassPool) -> None:
-    learner, source = mann(pool).eval(), EpisodeSampler(pool, Stream(3, 12, "random"), 0)
+@every_memory
+def test_a_watched_episode_is_the_one_that_is_answered(pool: ClassPool, name: str) -> None:
+    learner = with_memory(name, pool.image_set.image_shape, WITH_MEMORY[name])
+    source = EpisodeSampler(pool, Stream(3, 12, "random"), 0)
     watched, batch = watch_episode(learner, source, 5), source.batch(5, 1)
     assert isinstance(batch, StreamBatch)
     with torch.no_grad():
@@ -133,6 +158,45 @@ def test_a_watched_episode_is_the_one_that_is_answered(pool: ClassPool) -> None:
     scale = np.array(pool.image_set.std), np.array(pool.image_set.mean)
     np.testing.assert_allclose((watched.images / 255 - scale[1]) / scale[0], batch.images[0], atol=1e-5)
     assert watched.class_names == tuple(pool.class_name(int(number)) for number in batch.class_ids[0])
+
+
+@every_memory
+def test_whatever_the_memory_what_is_read_was_shown_before(pool: ClassPool, name: str) -> None:
+    learner = with_memory(name, pool.image_set.image_shape, WITH_MEMORY[name])
+    watched = watch_episode(learner, EpisodeSampler(pool, Stream(3, 12), 0), 0)
+    shares = watched.shares
+    assert not np.triu(shares).any()
+    summed = shares.sum(axis=1)
+    np.testing.assert_allclose(summed, summed.round(), atol=1e-5)  # 1, or 0 where nothing is read
+    assert summed.max() == pytest.approx(1)
+    assert set(watched.slots) <= set(range(watched.num_slots))
+    assert watched.read_weights.shape == watched.write_weights.shape == watched.held.shape[:2]
+    assert not watched.held[0].any()
+    held = watched.held[1, watched.write_weights[1].argmax()]
+    assert held.argmax() == watched.labels[0], "what was shown first is stored under its class"
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("key_value", {"widths": (4,), "embedding_size": 20, "num_slots": 8}),
+        ("nearest_feature", {"widths": (), "sharpness": 40.0}),
+    ],
+)
+def test_of_drawings_that_are_alike_within_a_class_the_right_ones_are_read(
+    name: str, options: dict[str, Any]
+) -> None:
+    """Before any training. Three drawings that have nothing in common, shown again and again."""
+    learner, labels = with_memory(name, (1, 8, 8), options), LABELS.repeat(1, 2)
+    drawings = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    batch = StreamBatch(drawings[labels], labels, presentation(labels, 3), labels[:, :3], 3)
+    with torch.no_grad():
+        _, watch = learner.watch_features(batch._replace(images=learner.embed(batch.images)))
+    shares, seen = item_shares(watch.visits).numpy(), batch.presentation.numpy()
+    told = attribution(shares, labels.numpy(), seen, labels.numpy())
+    assert told.share.mean == pytest.approx(1, abs=1e-4)
+    assert told.foremost == 1
+    assert told.level < 0.5
 
 
 def test_a_network_of_strings_is_watched_as_well(pool: ClassPool) -> None:
@@ -176,23 +240,21 @@ def test_the_score_does_not_depend_on_how_many_go_side_by_side(
     assert learner.training, "the learner is left as it was"
 
 
-def test_the_first_memory_network_of_a_folder_is_found(
+def test_the_first_learner_with_a_memory_of_a_folder_is_found(
     pool: ClassPool, tiny_results: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "mine.safetensors"
     save_learner(mann(pool), path, "mann", SMALL | {"num_slots": 12, "word_size": 5})
-    found, learner = find_memory_network(path, "mann", {"num_slots": 20})
+    found, learner = find_learner_with_memory(path, "mann", {"num_slots": 20})
     assert found == path
     assert isinstance(learner.cell, MemoryCell)
     assert learner.cell.memory.num_slots == 20
     with pytest.raises(LearnerError, match="holds 'mann', not 'mann_paper'"):
-        find_memory_network(path, "mann_paper")
-    with pytest.raises(
-        LearnerError, match="only Prototypical, Lstm, Lstm, NearestNeighbour: choose a memory"
-    ):
-        find_memory_network(tiny_results)
+        find_learner_with_memory(path, "mann_paper")
+    with pytest.raises(LearnerError, match="only Prototypical, Lstm, Lstm, NearestNeighbour: choose one"):
+        find_learner_with_memory(tiny_results)
     with pytest.raises(LearnerError, match=r"unknown learner of .* 'mann': there is lstm, nearest_neighbour"):
-        find_memory_network(tiny_results, "mann")
+        find_learner_with_memory(tiny_results, "mann")
 
 
 def test_a_learner_without_a_memory_is_not_watched(pool: ClassPool) -> None:

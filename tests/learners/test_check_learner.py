@@ -14,6 +14,7 @@ from fewshot.learners.base import Learner
 from fewshot.learners.check import PROMISES, check_learner
 from fewshot.learners.embedding import EmbeddingLearner
 from fewshot.learners.registry import build_learner, learner_names
+from fewshot.memory.attribution import Watch, append_only
 
 IMAGE_SHAPE = (1, 8, 8)
 WAY = 3
@@ -238,6 +239,16 @@ class EmbedsTogether(MeansOfFeatures):
         return super().embed(images) / images.std()
 
 
+class WatchedDifferently(MeansOfFeatures):
+    """It gives better answers where somebody looks."""
+
+    has_memory = True
+
+    def watch_features(self, batch: StreamBatch) -> tuple[Tensor, Watch]:
+        steps = torch.zeros(*batch.labels.shape, 1)
+        return self.stream_features(batch) + F.one_hot(batch.labels, batch.way), append_only(steps, 0)
+
+
 class Crashes(ClassMeans):
     def observe(self, state: State, image: Tensor, label: Tensor) -> State:
         raise RuntimeError("only K-shot\nhere")
@@ -264,6 +275,7 @@ BROKEN: dict[type[ClassMeans | MeansOfFeatures], tuple[str, str]] = {
     TrainsHalf: ("training reaches every parameter", "no gradient to unused"),
     ExplodesInTraining: ("training reaches every parameter", "not one finite number"),
     AnswersFeaturesDifferently: ("features stand for images", "K-shot answers to images and to their"),
+    WatchedDifferently: ("what is watched is what is answered", "stream answers watched and not"),
     EmbedsTogether: ("features stand for images", "each image embedded by itself"),
     Crashes: ("a support set is its images observed", "raised RuntimeError: only K-shot here"),
 }

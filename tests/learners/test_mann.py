@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from fewshot.episodes.batch import KShotBatch, StreamBatch, Support
-from fewshot.episodes.source import presentation
 from fewshot.errors import LearnerError
 from fewshot.learners.base import Learner
 from fewshot.learners.lstm import Lstm
@@ -323,30 +322,3 @@ def test_one_departure_at_a_time_from_the_paper(change: dict[str, Any]) -> None:
     told = {"controller": "lstm", "hidden_size": 200, "usage_decay": 0.99}
     assert telling_options(MannPaper, {}) == told
     assert telling_options(MannPaper, change) == told | change
-
-
-@pytest.mark.parametrize("kind", [Mann, MannDnc, MannNtm])
-def test_it_learns_to_name_what_it_has_seen_once(kind: type[Mann | MannDnc | MannNtm]) -> None:
-    """Classes are fresh noise in every episode, so only what was stored inside it can name them."""
-    torch.manual_seed(0)
-    learner = kind(SHAPE, 3, **(SMALL | {"embedding_size": 16}), num_slots=16, word_size=12).train()
-    optimiser = torch.optim.Adam(learner.parameters(), 3e-3)
-    generator = torch.Generator().manual_seed(0)
-
-    def episodes() -> StreamBatch:
-        labels = (torch.rand(16, 12, generator=generator).argsort(1)) % 3
-        prototypes = torch.randn(16, 3, *SHAPE, generator=generator)
-        images = prototypes[torch.arange(16).unsqueeze(1), labels]
-        images = images + 0.1 * torch.randn(images.shape, generator=generator)
-        return StreamBatch(images, labels, presentation(labels, 3), labels[:, :3], 3)
-
-    for _ in range(120):
-        optimiser.zero_grad()
-        learner.loss(episodes()).backward()
-        optimiser.step()
-    learner.eval()
-    batch = episodes()
-    with torch.no_grad():
-        correct = (learner.stream(batch).argmax(-1) == batch.labels).float()
-    assert correct[batch.presentation >= 2].mean() > 0.85
-    assert correct[batch.presentation == 1].mean() < 0.75  # 61 % by guessing among what is left, chance 33 %

@@ -17,6 +17,7 @@ from fewshot.learners.key_value import KeyValue
 from fewshot.learners.metric import MetricLearner, across_episodes_loss, best_of_class
 from fewshot.learners.nearest_feature import NearestFeature, soft_best_of_class
 from fewshot.learners.registry import build_learner
+from fewshot.memory.attribution import amounts, read_amounts
 from fewshot.memory.key_value import margin_loss
 
 SHAPE, WAY = (1, 12, 12), 3
@@ -220,6 +221,26 @@ def test_logits_are_sharpened_cosines_of_what_was_stored(soft: bool) -> None:
         assert float(logits[episode, query, label]) == pytest.approx(slow_score(own, soft), rel=1e-6)
 
 
+@pytest.mark.parametrize("name", ["nearest_feature", "nearest_feature:hard"])
+def test_what_is_read_from_a_class_is_the_probability_that_it_is_answered(name: str) -> None:
+    learner, batch = build_by_distance(name), stream(length=12)
+    with torch.no_grad():
+        logits, watch = learner.watch_features(batch._replace(images=learner.embed(batch.images)))
+    read = torch.stack([visit.read for visit in watch.visits], dim=1)
+    of_class = read @ F.one_hot(batch.labels, WAY).float()
+    seen = (F.one_hot(batch.labels, WAY).cumsum(1) - F.one_hot(batch.labels, WAY)) > 0
+    torch.testing.assert_close(of_class, logits.softmax(-1) * seen)
+    assert (read > 0).sum(-1).max() == (11 if name == "nearest_feature" else WAY)
+
+
+def test_an_image_takes_its_slot_when_its_label_is_shown() -> None:
+    learner, batch = build_by_distance("nearest_feature"), stream(length=5)
+    with torch.no_grad():
+        _, watch = learner.watch_features(batch._replace(images=learner.embed(batch.images)))
+    written = [visit.written[0].nonzero().flatten().tolist() for visit in watch.visits]
+    assert written == [[], *([step] for step in range(4))]
+
+
 def test_soft_scores_stay_finite_however_sharp_and_pass_the_softmax_as_gradient() -> None:
     similarity = torch.tensor([[[3e4, -3e4, 2e4, 2e4]]], dtype=torch.double, requires_grad=True)
     labels = torch.tensor([[0, 0, 2, 2]])
@@ -268,6 +289,44 @@ def test_a_stream_longer_than_the_memory_keeps_what_came_last() -> None:
     stored = (state.values > 0).any(1)
     assert stored.sum(1).max() <= 2  # so one label at least was forgotten, and is new again
     assert torch.equal(scores > -math.inf, stored.unsqueeze(1).expand_as(scores))
+
+
+@pytest.mark.parametrize("num_slots", [2, 5, 40])
+def test_a_key_is_the_sum_of_queries_that_the_microscope_says_it_is(num_slots: int) -> None:
+    learner = KeyValue(SHAPE, WAY, **ENCODER, num_slots=num_slots).double().eval()
+    batch = stream(length=15)
+    state = learner.start(2, WAY)
+    with torch.no_grad():
+        features = learner.embed(batch.images.double())
+        queries = F.normalize(features, dim=-1)
+        _, watch = learner.watch_features(batch._replace(images=features))
+        found = read_amounts(watch.visits)[..., 1:] @ queries[:, :-1]  # what step j + 1 wrote is query j
+        for step, held in enumerate(amounts(watch.visits)):
+            keys = held[..., 1:] @ queries[:, :-1]
+            torch.testing.assert_close(keys, state.keys[:, watch.slots])
+            nearest = (queries[:, step : step + 1] @ state.keys.mT).argmax(-1)
+            read = watch.visits[step].read
+            where = read.sum(-1) > 0
+            assert torch.equal(watch.slots[read.argmax(-1)][where], nearest[:, 0][where])
+            expected = state.keys[torch.arange(2), nearest[:, 0]] * where.unsqueeze(-1)
+            torch.testing.assert_close(found[:, step], expected)
+            state = learner.observe_features(state, features[:, step], batch.labels[:, step])
+    assert len(watch.slots) <= num_slots == watch.num_slots
+    unused = sorted(set(range(num_slots)) - set(watch.slots.tolist()))
+    assert not state.keys[:, unused].any()
+
+
+@pytest.mark.parametrize(("new_score", "reads"), [(2.0, 0), (-2.0, 1)])  # no cosine is as great, nor as small
+def test_nothing_is_read_where_the_answer_is_a_new_label(new_score: float, reads: int) -> None:
+    learner, batch = build_by_distance("key_value"), stream(length=12)
+    learner.new_score.fill_(new_score)
+    with torch.no_grad():
+        logits, watch = learner.watch_features(batch._replace(images=learner.embed(batch.images)))
+    read = torch.stack([visit.read.sum(-1) for visit in watch.visits], dim=1)
+    new = (logits == new_score).any(-1)
+    assert read[~new].eq(1).all()
+    assert read[:, 1:][new[:, 1:]].eq(reads).all()
+    assert not read[:, 0].any(), "there is nothing yet"
 
 
 def test_what_it_is_trained_by_is_the_margin_of_cosines() -> None:

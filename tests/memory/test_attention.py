@@ -48,8 +48,13 @@ def layer_norm(vector: Array, scale: Array, shift: Array) -> Array:
     return normalised
 
 
-def slow_answer(cell: AttentionCell, pairs: list[tuple[Array, Array]], asked: Array) -> Array:
-    """What a cell of one layer answers, from the module's table, one head and one pair at a time."""
+def slow_answer(
+    cell: AttentionCell, pairs: list[tuple[Array, Array]], asked: Array
+) -> tuple[Array, list[list[float]]]:
+    """What a cell of one layer answers, and with which weights each head reads each pair.
+
+    From the module's table, one head and one pair at a time.
+    """
     own = numbers(cell)
 
     def head_of(name: str, token: Array, head: int) -> Array:
@@ -66,7 +71,7 @@ def slow_answer(cell: AttentionCell, pairs: list[tuple[Array, Array]], asked: Ar
         return mapped
 
     token = dense("input", asked)
-    reads = []
+    reads, weights = [], []
     for head in range(HEADS):
         query = unit(head_of("query" if "layers.0.query.weight" in own else "key", token, head))
         keys, values = [], []
@@ -76,25 +81,30 @@ def slow_answer(cell: AttentionCell, pairs: list[tuple[Array, Array]], asked: Ar
             values.append(head_of("value", pair, head))
         sharpness = math.exp(float(own["layers.0.log_sharpness"][head, 0, 0]))
         shares = [math.exp(sharpness * float(query @ key)) for key in keys]
-        reads.append(sum(share * value for share, value in zip(shares, values, strict=True)) / sum(shares))
+        weights.append([share / sum(shares) for share in shares])
+        reads.append(sum(weight * value for weight, value in zip(weights[head], values, strict=True)))
     token = token + dense("layers.0.output", np.concatenate(reads))
     inner = layer_norm(token, own["layers.0.feedforward.0.weight"], own["layers.0.feedforward.0.bias"])
     inner = dense("layers.0.feedforward.1", inner)
     inner = np.array([x * (1 + math.erf(x / math.sqrt(2))) / 2 for x in inner])  # GELU
     token = token + dense("layers.0.feedforward.3", inner)
-    return layer_norm(token, own["norm.weight"], own["norm.bias"])
+    return layer_norm(token, own["norm.weight"], own["norm.bias"]), weights
 
 
 @pytest.mark.parametrize("tie", [True, False])
 def test_one_layer_answers_as_the_slow_twin(tie: bool) -> None:
     cell, (inputs, labels) = build(1, tie=tie), sequence()
-    answers, _ = cell(cell.start(2), inputs, labels)
+    answers, watch = cell.watch(cell.start(2), inputs, labels)
+    torch.testing.assert_close(answers, cell(cell.start(2), inputs, labels)[0])
     given, shown = inputs.numpy(), labels.numpy()
     for episode in range(2):
         pairs = [(np.zeros(INPUT), np.zeros(LABELS))]
         for step in range(6):
-            expected = slow_answer(cell, pairs, given[episode, step])
+            expected, weights = slow_answer(cell, pairs, given[episode, step])
             np.testing.assert_allclose(answers[episode, step].detach().numpy(), expected, rtol=1e-9)
+            read = watch.visits[step].read[episode].detach().numpy()
+            np.testing.assert_allclose(read[: step + 1], np.sum(weights, axis=0), rtol=1e-9)
+            assert not read[step + 1 :].any(), "a pair that is not there yet"
             if step < 5:
                 pairs.append((given[episode, step], shown[episode, step + 1]))
 
@@ -114,6 +124,46 @@ def test_a_sequence_at_once_is_the_sequence_step_by_step(num_layers: int) -> Non
             torch.testing.assert_close(slow, fast)
     assert after.keys.shape == after.values.shape == (2, num_layers, HEADS, 6, HIDDEN // HEADS)
     assert torch.equal(after.last, inputs[:, -1])
+
+
+def test_each_step_stores_its_pair_in_a_slot_of_its_own() -> None:
+    cell, (inputs, labels) = build(), sequence()
+    _, whole = cell.watch(cell.start(2), inputs, labels)
+    assert whole.slots.tolist() == list(range(6))
+    assert whole.num_slots == 6
+    written = torch.stack([visit.written for visit in whole.visits], dim=1)
+    assert torch.equal(written, torch.eye(6, dtype=torch.double).expand(2, -1, -1))
+    assert all(visit.kept.eq(1).all() and visit.usage is None for visit in whole.visits)
+    _, state = cell(cell.start(2), inputs[:, :4], labels[:, :4])
+    _, later = cell.watch(state, inputs[:, 4:], labels[:, 4:])
+    for some, same in zip(later.visits, whole.visits[4:], strict=True):
+        torch.testing.assert_close(some, same)
+
+
+def test_a_question_reads_the_pair_of_its_like() -> None:
+    """Inputs at right angles, labels that say nothing, and heads that are sharp."""
+    cell, inputs = build(1), 3 * torch.eye(INPUT, dtype=torch.double)[[0, 1, 2, 1, 0, 3]].unsqueeze(0)
+    with torch.no_grad():
+        cell.label.weight.zero_()
+        cell.input.bias.zero_()
+        cell.layers[0].get_parameter("log_sharpness").fill_(math.log(200))
+    _, watch = cell.watch(cell.start(1), inputs, torch.zeros(1, 6, LABELS, dtype=torch.double))
+    assert watch.visits[3].read[0, 2].item() == pytest.approx(HEADS, abs=1e-3)  # input 1 lies in slot 2
+    assert watch.visits[4].read[0, 1].item() == pytest.approx(HEADS, abs=1e-3)
+    assert watch.visits[0].read[0, 0].item() == HEADS, "there is nothing but the pair of zeros"
+
+
+def test_the_reads_are_those_of_the_first_layer_in_which_a_slot_holds_one_pair() -> None:
+    """Whatever pairs have read in between: the second layer does not change them."""
+    cell, (inputs, labels) = build(2), sequence()
+    reads = [visit.read for visit in cell.watch(cell.start(2), inputs, labels)[1].visits]
+    with torch.no_grad():
+        cell.layers[1].get_parameter("key.weight").normal_()
+    others = [visit.read for visit in cell.watch(cell.start(2), inputs, labels)[1].visits]
+    torch.testing.assert_close(reads, others)
+    torch.testing.assert_close(
+        torch.stack(reads).sum(-1), torch.full((6, 2), float(HEADS), dtype=torch.double)
+    )
 
 
 def test_questions_are_asked_as_of_copies_of_the_state() -> None:

@@ -162,7 +162,7 @@ def watched(**changes: Any) -> list[Access]:
     options |= {"read_heads": 2, "add_vector": "apart", "strength_offset": 5.0, "tie": True}
     cell = lrua_cell(4, 5, **(options | changes))
     with torch.no_grad():
-        return cell.watch(cell.start(2), torch.randn(2, 5, 4), torch.zeros(2, 5, 5))[1]
+        return cell.step_by_step(cell.start(2), torch.randn(2, 5, 4), torch.zeros(2, 5, 5))[1]
 
 
 def test_the_least_used_slot_keeps_nothing() -> None:

@@ -363,7 +363,7 @@ def test_gradient_through_three_steps(changes: dict[str, Any]) -> None:
 def test_watching_gives_the_same_outputs_and_what_the_heads_did(kind: ControllerKind) -> None:
     cell = small_cell(controller=kind)
     inputs, previous = sequence(3, 8)
-    outputs, accesses, last = cell.watch(cell.start(3), inputs, previous)
+    outputs, accesses, last = cell.step_by_step(cell.start(3), inputs, previous)
     expected, state = cell(cell.start(3), inputs, previous)
     torch.testing.assert_close(outputs, expected)
     torch.testing.assert_close(last, state)
@@ -395,7 +395,7 @@ def cell_with(memory: str, intervention: Intervention) -> MemoryCell:
 def test_without_reads_the_output_holds_zeros_and_the_past_is_the_controllers(memory: str) -> None:
     cell = cell_with(memory, "zero_reads")
     inputs, previous = sequence(2, 6)
-    outputs, accesses, last = cell.watch(cell.start(2), inputs, previous)
+    outputs, accesses, last = cell.step_by_step(cell.start(2), inputs, previous)
     assert outputs[..., 7:].eq(0).all()
     assert last.reads.eq(0).all()
     for access in accesses:
@@ -409,7 +409,7 @@ def test_without_reads_the_output_holds_zeros_and_the_past_is_the_controllers(me
 def test_a_wiped_memory_holds_one_step_alone() -> None:
     cell = small_cell(intervention="wipe_memory")
     inputs, previous = sequence(2, 6)
-    _, accesses, _ = cell.watch(cell.start(2), inputs, previous)
+    _, accesses, _ = cell.step_by_step(cell.start(2), inputs, previous)
     for access in accesses:
         assert ((access.state.memory - 1e-6).abs() > 1e-5).any(-1).sum(-1).max() <= 3  # two heads, slot 0
 
@@ -421,7 +421,7 @@ def test_in_a_wiped_memory_nothing_older_can_be_found(memory: str, intervention:
     inputs, previous = sequence(2, 6)
     state = cell.start(2)
     used = state._replace(access=cell(state, inputs[:, :4], previous[:, :4])[1].access)
-    given, others = (cell.watch(start, inputs[:, 4:], previous[:, 4:]) for start in (state, used))
+    given, others = (cell.step_by_step(start, inputs[:, 4:], previous[:, 4:]) for start in (state, used))
     assert torch.allclose(given[0], others[0], rtol=0, atol=1e-9) == (intervention == "wipe_memory")
     found = read_amounts(visits(given[1], touched_slots(given[1])))
     assert (found[:, 1, 0] == 0).all() == (intervention == "wipe_memory")
@@ -460,7 +460,7 @@ def test_what_is_stored_under_shuffled_keys_is_not_found(intervention: Intervent
     state = cell.start(1)
     state = state._replace(access=state.access._replace(memory=torch.zeros(1, 4, 16, dtype=torch.double)))
     images = torch.eye(4, dtype=torch.double)[[0, 1, 2, 0]].unsqueeze(0)
-    _, accesses, _ = cell.watch(state, images, torch.zeros(1, 4, 5, dtype=torch.double))
+    _, accesses, _ = cell.step_by_step(state, images, torch.zeros(1, 4, 5, dtype=torch.double))
     slot = accesses[1].write_weights.argmax(-1)  # the first image is stored when the second is seen
     assert accesses[3].read_weights[0, 0, slot].item() == pytest.approx(weight, abs=1e-6)
 

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fewshot.memory.key_value import KeyValueState, initial_state, margin_loss, similarity, update
+from fewshot.memory.key_value import (
+    KeyValueState,
+    change,
+    initial_state,
+    margin_loss,
+    similarity,
+    update,
+    usage,
+)
 
 Array = NDArray[np.float64]
 WAY, WORD = 3, 4
@@ -77,8 +85,11 @@ def test_every_update_is_that_of_the_slow_twin(num_slots: int) -> None:
 def test_a_right_answer_renews_its_key_and_nothing_else() -> None:
     state = update(empty(1, 4, 2), torch.tensor([[1.0, 0.0]]).double(), one_hot(2))
     state = update(state, torch.tensor([[0.0, -1.0]]).double(), one_hot(1))
-    renewed = update(state, torch.tensor([[0.6, 0.8]]).double(), one_hot(2))
-    expected = torch.tensor([1.6, 0.8]).double() / math.hypot(1.6, 0.8)
+    query = torch.tensor([[0.6, 0.8]]).double()
+    renewed = update(state, query, one_hot(2))
+    share = 1 / math.hypot(1.6, 0.8)
+    assert change(state, query, one_hot(2)) == (0, pytest.approx(share), pytest.approx(share))
+    expected = torch.tensor([1.6, 0.8]).double() * share
     torch.testing.assert_close(renewed.keys[0, 0], expected)
     assert torch.equal(renewed.keys[0, 1:], state.keys[0, 1:])
     assert torch.equal(renewed.values, state.values)
@@ -91,10 +102,29 @@ def test_a_wrong_answer_lands_in_the_oldest_slot() -> None:
     state = update(state, second, one_hot(1))
     state = update(state, first, one_hot(0))  # renewed: now the second is the oldest
     query = torch.tensor([[-1.0, 0.0]]).double()
+    assert change(state, query, one_hot(2)) == (1, 1, 0)
+    assert usage(state).tolist() == [[1, 0]], "the oldest is the least used"
     state = update(state, query, one_hot(2))
     assert state.keys.tolist() == [[[1.0, 0.0], [-1.0, 0.0]]]
     assert state.values.argmax(-1).tolist() == [[0, 2]]
     assert state.ages.tolist() == [[1, 0]]
+
+
+def test_a_query_that_points_away_from_its_only_key_leaves_nothing_of_it() -> None:
+    query = torch.tensor([[0.6, 0.8]]).double()
+    state = update(empty(1, 2, 2), query, one_hot(1))
+    assert not update(state, -query, one_hot(1)).keys.any()
+
+
+def test_empty_slots_are_not_used_and_the_younger_ones_are_used_more() -> None:
+    state = empty(1, 4, 2)
+    assert not usage(state).any()
+    for number, query in enumerate(([1.0, 0.0], [0.0, 1.0])):
+        state = update(state, torch.tensor([query]).double(), one_hot(number))
+    first, second, *others = usage(state)[0].tolist()
+    assert second == first + 1
+    assert first > 0
+    assert others == [0, 0]
 
 
 def test_an_empty_slot_is_never_the_nearest() -> None:

@@ -267,7 +267,7 @@ def test_heads_start_in_their_roles() -> None:
     with torch.no_grad():
         cell.interface.weight.zero_()
     inputs, labels = noise(1, 3, 4, seed=1), torch.zeros(1, 3, 5, dtype=torch.double)
-    _, accesses, _ = cell.watch(cell.start(1), inputs, labels)
+    _, accesses, _ = cell.step_by_step(cell.start(1), inputs, labels)
     for step, access in enumerate(accesses, start=1):
         assert access.write_weights[0].argmax(-1).tolist() == [step, 4 + step]
         assert access.write_weights.amax(-1).min() > 0.999

@@ -9,6 +9,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from fewshot.errors import RecordError
+from fewshot.report.axes import plain_number
 from fewshot.report.curves import (
     CURVE_COLUMNS,
     LATER_COLUMNS,
@@ -153,6 +154,32 @@ def test_the_papers_number_of_episodes_is_marked_where_the_paper_is_rerun(
     for name in ("curves", "curves-second"):
         across = [np.asarray(line.get_xdata(), dtype=float).tolist() for line in figures[name].axes[0].lines]
         assert across.count([100_000, 100_000]) == marks
+
+
+def test_long_trainings_are_told_in_plain_numbers(tmp_path: Path) -> None:
+    write(tmp_path, "mann", 0)
+    curves = read_curves(tmp_path)
+    curves[["episodes", "seconds"]] *= 10_000
+    for figure in (curves_figure(curves, SELECTED), overfitting_figure(curves)):
+        figure.draw_without_rendering()
+        ticks = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
+        assert "1,000,000" in ticks
+        assert not any("e" in tick for tick in ticks)
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (0.01, "0.01"),
+        (0.1 + 1e-12, "0.1"),
+        (1.0, "1"),
+        (10.0, "10"),
+        (1e6, "1,000,000"),
+        (1e8, "100,000,000"),
+    ],
+)
+def test_a_plain_number_has_no_exponent(value: float, told: str) -> None:
+    assert plain_number(value) == told
 
 
 def test_overfitting_has_a_panel_for_each_learner_and_says_by_how_much(tmp_path: Path) -> None:
