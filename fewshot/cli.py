@@ -311,20 +311,18 @@ def run(
             only=tuple(only or ()),
             on_update=on_update,
         )
-    _write_tables(folder)
+    _write_table(folder)
     table(folder, "text")
     plot(folder)
     print(f"{len(made)} new records in {folder}; verify them with: fewshot verify {folder}")
 
 
-def _write_tables(folder: Path) -> None:
-    """The tables beside the records that they are made from: table.md for people, table.csv for programs."""
+def _write_table(folder: Path) -> None:
+    """The tables beside the records that they are made from (`fewshot table --format csv` is for programs)."""
     from fewshot.harness.record import read_records, replace_file
     from fewshot.report.table import render
 
-    records = read_records(folder)
-    for format in ("md", "csv"):
-        replace_file(folder / f"table.{format}", render(records, format).encode())
+    replace_file(folder / "table.md", render(read_records(folder), "md").encode())
 
 
 @app.command()

@@ -122,13 +122,13 @@ def test_a_suite_has_a_record_for_each_learner_seed_and_test(suite: Suite, tiny_
 def test_curves_and_draws_lie_beside_the_records(tiny_results: Path) -> None:
     stems = {"prototypical-0", "lstm-0", "lstm-1"}
     assert {path.stem for path in (tiny_results / "curves").iterdir()} == stems
-    logs = {f"{stem}.tsv.gz" for stem in stems | {"nearest_neighbour-0"}}
+    logs = {f"{stem}.tsv.xz" for stem in stems | {"nearest_neighbour-0"}}
     assert {path.name for path in (tiny_results / "draws").iterdir()} == logs
     curve = (tiny_results / "curves" / "lstm-1.csv").read_text().splitlines()
     assert curve[0] == "learner,train_seed,step,episodes,seconds,loss,val_accuracy,val_second,train_accuracy"
     assert all(line.endswith(",") for line in curve[1:]), "training classes were not watched"
     assert [line.split(",")[:4] for line in curve[1:]] == [["lstm", "1", "3", "6"], ["lstm", "1", "6", "12"]]
-    drawn = read_draws(tiny_results / "draws" / "lstm-0.tsv.gz")
+    drawn = read_draws(tiny_results / "draws" / "lstm-0.tsv.xz")
     assert {side for side, _, _ in drawn} == {"train", "val"}
 
 
@@ -540,7 +540,7 @@ def test_weights_of_another_checkpoint_answer_under_their_own_name(
     assert [(r.train_seed, Path(str(r.checkpoint)).name) for r in both] == [
         (seed, f"lstm-{seed}.safetensors") for seed in (0, 1) for _ in range(len(both) // 2)
     ]
-    (recorded / "draws" / "lstm-1.tsv.gz").unlink()
+    (recorded / "draws" / "lstm-1.tsv.xz").unlink()
     with pytest.raises(RecordError, match=r"lstm-1\.tsv\.gz is missing: it says which classes"):
         run_suite(changed(tiny_suite, learner=[seeds]), tmp_path / "missing", jobs=1)
 

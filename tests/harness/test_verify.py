@@ -1,7 +1,7 @@
 """Verification: untouched results agree; whatever is changed in them is noticed and named."""
 
-import gzip
 import json
+import lzma
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -113,18 +113,18 @@ def test_a_changed_interval_is_noticed(results: Path, field: str) -> None:
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (gzip.compress(b"train\tsomething\t3\n"), "is not the log of classes that was recorded"),
-        (gzip.compress(b"no log\n"), "is not the log of classes that was recorded"),
-        (gzip.compress(b""), "is not the log of classes that was recorded"),
+        (lzma.compress(b"train\tsomething\t3\n"), "is not the log of classes that was recorded"),
+        (lzma.compress(b"no log\n"), "is not the log of classes that was recorded"),
+        (lzma.compress(b""), "is not the log of classes that was recorded"),
         (b"train\tsomething\t3\n", "is not the log of classes that was recorded"),
-        (gzip.compress(b"train\tsomething\t3\n")[:-9], "is not the log of classes that was recorded"),
+        (lzma.compress(b"train\tsomething\t3\n")[:-9], "is not the log of classes that was recorded"),
         (None, "is missing: it says which classes were drawn"),
     ],
 )
 def test_a_changed_log_of_the_classes_drawn_is_noticed(
     results: Path, damage: bytes | None, says: str
 ) -> None:
-    path = results / "draws" / "prototypical-0.tsv.gz"
+    path = results / "draws" / "prototypical-0.tsv.xz"
     if damage is None:
         path.unlink()
     else:
@@ -146,7 +146,7 @@ def test_a_log_that_says_test_classes_were_drawn_is_noticed(
 ) -> None:
     """Even where the record and the checkpoint were made with it."""
     rows = [("train", "train/00", 3), row]
-    write_draws(results / "draws" / "nearest_neighbour-0.tsv.gz", rows)
+    write_draws(results / "draws" / "nearest_neighbour-0.tsv.xz", rows)
     number = number_of(results, "nearest_neighbour", "kshot")
     record = read_records(results)[number]
     path = results / str(record.checkpoint)
