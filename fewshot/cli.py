@@ -318,7 +318,7 @@ def run(
 
 
 def _write_table(folder: Path) -> None:
-    """The tables beside the records that they are made from (`fewshot table --format csv` is for programs)."""
+    """The tables beside the records that they are made from; programs ask `fewshot table --format csv`."""
     from fewshot.harness.record import read_records, replace_file
     from fewshot.report.table import render
 
