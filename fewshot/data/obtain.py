@@ -16,10 +16,10 @@ from typing import Any
 from pooch.core import retrieve
 from pooch.utils import get_logger
 
+from fewshot.data.archives import looks_like_html
 from fewshot.data.catalogue import DATASETS
 from fewshot.data.locations import data_root
 from fewshot.data.progress import progress
-from fewshot.data.stored_images import looks_like_html
 from fewshot.errors import DataError, unknown
 
 # The publisher's addresses and MD5 digests.
