@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from fewshot.data import mini_imagenet, omniglot
+from fewshot.data import cifar100, cub, mini_imagenet, omniglot, tiered_imagenet
 from fewshot.data.image_folder import load_image_folder
 from fewshot.data.image_set import ImageSet
 from fewshot.data.locations import data_root
@@ -50,6 +51,22 @@ def _load_glyphs(root: Path, image_size: int | None, rebuild: bool) -> ImageSet:
     return load_glyphs(image_size, rebuild)
 
 
+def _cifar100(name: str) -> Dataset:
+    return Dataset(
+        name=name,
+        classes=100,
+        images=60_000,
+        source=cifar100.SOURCE,
+        licence=cifar100.LICENCE,
+        size="161 MB",
+        usual_size=cifar100.PUBLISHED_SIZE,
+        splits=(cifar100.SPLITS[name],),
+        how_to_get=f"`fewshot data get {name}`",
+        find=lambda root: cifar100.find_cifar100(name, root).files,
+        load=partial(cifar100.load_cifar100, name),
+    )
+
+
 DATASETS = {
     dataset.name: dataset
     for dataset in (
@@ -89,8 +106,36 @@ DATASETS = {
             usual_size=84,
             splits=("ravi",),
             how_to_get=mini_imagenet.HOW_TO_GET,
-            find=lambda root: mini_imagenet.find_copy(root).files,
+            find=lambda root: mini_imagenet.find_mini_imagenet(root).files,
             load=mini_imagenet.load_mini_imagenet,
+        ),
+        _cifar100(cifar100.CIFAR_FS),
+        _cifar100(cifar100.FC100),
+        Dataset(
+            name=cub.NAME,
+            classes=200,
+            images=cub.IMAGES,
+            source=cub.SOURCE,
+            licence=cub.LICENCE,
+            size="1.2 GB",
+            usual_size=cub.USUAL_SIZE,
+            splits=("chen",),
+            how_to_get="`fewshot data get cub`",
+            find=lambda root: [cub.find_cub(root)],
+            load=cub.load_cub,
+        ),
+        Dataset(
+            name=tiered_imagenet.NAME,
+            classes=sum(tiered_imagenet.CLASSES.values()),
+            images=sum(tiered_imagenet.IMAGES.values()),
+            source=tiered_imagenet.SOURCE,
+            licence=tiered_imagenet.LICENCE,
+            size="12.9 GB, and 16.5 GB decoded in the cache",
+            usual_size=tiered_imagenet.PUBLISHED_SIZE,
+            splits=("folders",),
+            how_to_get=tiered_imagenet.HOW_TO_GET,
+            find=lambda root: [tiered_imagenet.find_tiered_imagenet(root)],
+            load=tiered_imagenet.load_tiered_imagenet,
         ),
     )
 }
@@ -99,8 +144,7 @@ DATASETS = {
 def load_dataset(name: str, root: Path | None = None, image_size: int | None = None) -> ImageSet:
     """The image set of that name, decoded once and from then on memory-mapped from the cache.
 
-    name: omniglot, mini_imagenet, glyphs, or the path of a folder of class folders (from here, or from the
-        data directory).
+    name: one of DATASETS, or the path of a folder of class folders (from here, or from the data directory).
     root: the data directory; see `fewshot.data.locations.data_root`.
     image_size: pixels of a side; None for the size as published.
     Raises DataError where the name is unknown, or its images are missing or damaged.

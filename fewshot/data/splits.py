@@ -8,6 +8,10 @@ Lists are package data, lists/<dataset>/<split>/{train,val,test}.txt, one class 
     omniglot/lake        806 / 158 / 659: images_background, of which every sixth alphabet by name is val, so
                          that none was chosen for its looks; images_evaluation is test
     mini_imagenet/ravi   64 / 16 / 20: of Ravi and Larochelle 2017
+    cifar_fs/bertinetto  64 / 16 / 20: of Bertinetto et al. 2019
+    fc100/oreshkin       60 / 20 / 20: of Oreshkin et al. 2018, whole superclasses, 12 / 4 / 4
+    cub/chen             100 / 50 / 50: of Chen et al. 2019, who train on the classes of odd number, and split
+                         the others by turns
 
 Rules, for any image set:
 
