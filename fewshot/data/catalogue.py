@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fewshot.data import cifar100, cub, mini_imagenet, omniglot, tiered_imagenet
 from fewshot.data.image_folder import load_image_folder
-from fewshot.data.image_set import ImageSet
+from fewshot.data.image_set import AS_RGB, ImageSet
 from fewshot.data.locations import data_root
 from fewshot.errors import DataError, unknown
 
@@ -144,7 +144,9 @@ DATASETS = {
 def load_dataset(name: str, root: Path | None = None, image_size: int | None = None) -> ImageSet:
     """The image set of that name, decoded once and from then on memory-mapped from the cache.
 
-    name: one of DATASETS, or the path of a folder of class folders (from here, or from the data directory).
+    name: one of DATASETS, or the path of a folder of class folders (from here, or from the data directory);
+        with ":rgb" behind it, grey images are given three channels, so that what reads photographs can
+        read them.
     root: the data directory; see `fewshot.data.locations.data_root`.
     image_size: pixels of a side; None for the size as published.
     Raises DataError where the name is unknown, or its images are missing or damaged.
@@ -152,9 +154,18 @@ def load_dataset(name: str, root: Path | None = None, image_size: int | None = N
     if image_size is not None and image_size < 1:
         raise DataError(f"image size {image_size} asked for: it is the pixels of a side, at least 1")
     directory = data_root(root)
-    if name in DATASETS:
-        return DATASETS[name].load(directory, image_size, False)
-    return load_image_folder(find_folder(name, directory), image_size)
+    dataset = named_dataset(name)
+    image_set = (
+        dataset.load(directory, image_size, False)
+        if dataset
+        else load_image_folder(find_folder(name.removesuffix(AS_RGB), directory), image_size)
+    )
+    return image_set.as_rgb() if name.endswith(AS_RGB) else image_set
+
+
+def named_dataset(name: str) -> Dataset | None:
+    """What is known of a data set of that name, with or without ":rgb"; None for a folder's."""
+    return DATASETS.get(name.removesuffix(AS_RGB))
 
 
 def find_folder(name: str, directory: Path) -> Path:

@@ -202,7 +202,10 @@ def test_unknown_dataset_lists_what_there_is(tmp_path: Path) -> None:
 
 
 def test_the_published_addresses_and_digests() -> None:
-    files = {name: {a.rpartition("/")[2]: md5 for a, md5 in obtain.DOWNLOADS[name].items()} for name in obtain.DOWNLOADS}
+    files = {
+        name: {a.rpartition("/")[2]: md5 for a, md5 in obtain.DOWNLOADS[name].items()}
+        for name in obtain.DOWNLOADS
+    }
     cifar100 = {"cifar-100-python.tar.gz": "eb9058c3a382ffc7106e4002c42a8d85"}
     assert files == {
         "cifar_fs": cifar100,
