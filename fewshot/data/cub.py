@@ -20,7 +20,7 @@ from fewshot.errors import DataError
 NAME = "cub"
 VERSION = 1
 SOURCE = "https://data.caltech.edu/records/65de6-vp158"
-LICENCE = "research and education only; the photographs belong to those who took them"
+LICENCE = "none in the archive; its photographs are Flickr users'"
 USUAL_SIZE = 84
 IMAGES = 11_788
 HOW_TO_GET = "run `fewshot data get cub`, or point --data or $FEWSHOT_DATA to where it is"
