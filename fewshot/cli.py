@@ -475,7 +475,7 @@ def data_show(
         within_group,
     )
     figure = _episode_figure(EpisodeSampler(pool, wanted, episode_seed), episode)
-    print(save(figure, out or Path(f"{image_set.name.replace(':', '-')}-{protocol}.png")))
+    print(save(figure, out or Path(f"{image_set.name.replace(':', '.')}-{protocol}.png")))
 
 
 def _classes(
