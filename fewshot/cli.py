@@ -473,7 +473,7 @@ def data_show(
         within_group,
     )
     figure = _episode_figure(EpisodeSampler(pool, wanted, episode_seed), episode)
-    print(save(figure, out or Path(f"{image_set.name}-{protocol}.png")))
+    print(save(figure, out or Path(f"{image_set.name.replace(':', '.')}-{protocol}.png")))
 
 
 def _classes(
@@ -546,22 +546,22 @@ def _protocol(*given: Any) -> "Protocol":
 
 
 def _data_settings(dataset: str, split: str | None, size: int | None, data: Path | None) -> dict[str, Any]:
-    from fewshot.data.catalogue import DATASETS, load_dataset
+    from fewshot.data.catalogue import load_dataset, named_dataset
 
-    if size is None and dataset in DATASETS:
-        size = DATASETS[dataset].usual_size
+    if size is None and (known := named_dataset(dataset)):
+        size = known.usual_size
     chosen = split or _usual_split(load_dataset(dataset, data, size))
     settings = {"dataset": dataset, "split": chosen, "image_size": size}
     return {name: value for name, value in settings.items() if value is not None}
 
 
 def _usual_split(image_set: Any) -> str:
-    from fewshot.data.catalogue import DATASETS
+    from fewshot.data.catalogue import named_dataset
     from fewshot.data.splits import split_names
     from fewshot.errors import SplitError
 
-    if image_set.name in DATASETS:
-        return DATASETS[image_set.name].splits[0]
+    if known := named_dataset(image_set.name):
+        return known.splits[0]
     names = split_names(image_set)
     if not names:
         raise SplitError(f"{image_set.name} has no named split: put its classes into train/, val/ and test/")
@@ -605,9 +605,9 @@ def _print_datasets(data: Path | None) -> None:
 
     for row in list_datasets(data):
         dataset = row.dataset
-        print(f"{dataset.name:<15}{dataset.classes:,} classes, {dataset.images:,} images")
-        print(f"{'':<15}splits: {', '.join(dataset.splits)}; licence: {dataset.licence}")
-        print(f"{'':<15}{row.where}")
+        print(f"{dataset.name:<17}{dataset.classes:,} classes, {dataset.images:,} images")
+        print(f"{'':<17}splits: {', '.join(dataset.splits)}; licence: {dataset.licence}")
+        print(f"{'':<17}{row.where}")
 
 
 def main() -> None:

@@ -131,6 +131,10 @@ def test_list_says_what_there_is(fewshot: Command) -> None:
         "glyphs",
         "omniglot",
         "mini_imagenet",
+        "cifar_fs",
+        "fc100",
+        "cub",
+        "tiered_imagenet",
         "prototypical",
         "count_guesser",
         "benchmarks/mine.toml",
@@ -528,7 +532,7 @@ def test_a_wrong_option_is_refused(fewshot: Command, image_folder: Path, option:
 def test_an_unknown_data_set_is_answered_with_all_there_are(fewshot: Command, command: list[str]) -> None:
     text = refused(fewshot(*command))
     assert text.startswith(
-        "unknown dataset 'omniglott': did you mean 'omniglot'? there is glyphs, mini_imagenet, "
+        "unknown dataset 'omniglott': did you mean 'omniglot'? there is cifar_fs, cub, fc100, "
     )
 
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from fewshot.data import mini_imagenet, omniglot
+from fewshot.data import cifar100, cub, mini_imagenet, omniglot, tiered_imagenet
 from fewshot.data.image_folder import load_image_folder
-from fewshot.data.image_set import ImageSet
+from fewshot.data.image_set import AS_RGB, ImageSet
 from fewshot.data.locations import data_root
 from fewshot.errors import DataError, unknown
 
@@ -50,6 +51,22 @@ def _load_glyphs(root: Path, image_size: int | None, rebuild: bool) -> ImageSet:
     return load_glyphs(image_size, rebuild)
 
 
+def _cifar100(name: str) -> Dataset:
+    return Dataset(
+        name=name,
+        classes=100,
+        images=60_000,
+        source=cifar100.SOURCE,
+        licence=cifar100.LICENCE,
+        size="161 MB",
+        usual_size=cifar100.PUBLISHED_SIZE,
+        splits=(cifar100.SPLITS[name],),
+        how_to_get=f"`fewshot data get {name}`",
+        find=lambda root: cifar100.find_cifar100(name, root).files,
+        load=partial(cifar100.load_cifar100, name),
+    )
+
+
 DATASETS = {
     dataset.name: dataset
     for dataset in (
@@ -89,8 +106,36 @@ DATASETS = {
             usual_size=84,
             splits=("ravi",),
             how_to_get=mini_imagenet.HOW_TO_GET,
-            find=lambda root: mini_imagenet.find_copy(root).files,
+            find=lambda root: mini_imagenet.find_mini_imagenet(root).files,
             load=mini_imagenet.load_mini_imagenet,
+        ),
+        _cifar100(cifar100.CIFAR_FS),
+        _cifar100(cifar100.FC100),
+        Dataset(
+            name=cub.NAME,
+            classes=200,
+            images=cub.IMAGES,
+            source=cub.SOURCE,
+            licence=cub.LICENCE,
+            size="1.2 GB",
+            usual_size=cub.USUAL_SIZE,
+            splits=("chen",),
+            how_to_get="`fewshot data get cub`",
+            find=lambda root: [cub.find_cub(root)],
+            load=cub.load_cub,
+        ),
+        Dataset(
+            name=tiered_imagenet.NAME,
+            classes=sum(tiered_imagenet.CLASSES.values()),
+            images=sum(tiered_imagenet.IMAGES.values()),
+            source=tiered_imagenet.SOURCE,
+            licence=tiered_imagenet.LICENCE,
+            size="12.9 GB, and 16.5 GB decoded in the cache",
+            usual_size=tiered_imagenet.PUBLISHED_SIZE,
+            splits=("folders",),
+            how_to_get=tiered_imagenet.HOW_TO_GET,
+            find=lambda root: [tiered_imagenet.find_tiered_imagenet(root)],
+            load=tiered_imagenet.load_tiered_imagenet,
         ),
     )
 }
@@ -99,8 +144,9 @@ DATASETS = {
 def load_dataset(name: str, root: Path | None = None, image_size: int | None = None) -> ImageSet:
     """The image set of that name, decoded once and from then on memory-mapped from the cache.
 
-    name: omniglot, mini_imagenet, glyphs, or the path of a folder of class folders (from here, or from the
-        data directory).
+    name: one of DATASETS, or the path of a folder of class folders (from here, or from the data directory);
+        with ":rgb" behind it, grey images are given three channels, so that what reads photographs can
+        read them.
     root: the data directory; see `fewshot.data.locations.data_root`.
     image_size: pixels of a side; None for the size as published.
     Raises DataError where the name is unknown, or its images are missing or damaged.
@@ -108,9 +154,18 @@ def load_dataset(name: str, root: Path | None = None, image_size: int | None = N
     if image_size is not None and image_size < 1:
         raise DataError(f"image size {image_size} asked for: it is the pixels of a side, at least 1")
     directory = data_root(root)
-    if name in DATASETS:
-        return DATASETS[name].load(directory, image_size, False)
-    return load_image_folder(find_folder(name, directory), image_size)
+    dataset = named_dataset(name)
+    image_set = (
+        dataset.load(directory, image_size, False)
+        if dataset
+        else load_image_folder(find_folder(name.removesuffix(AS_RGB), directory), image_size)
+    )
+    return image_set.as_rgb() if name.endswith(AS_RGB) else image_set
+
+
+def named_dataset(name: str) -> Dataset | None:
+    """What is known of a data set of that name, with or without ":rgb"; None for a folder's."""
+    return DATASETS.get(name.removesuffix(AS_RGB))
 
 
 def find_folder(name: str, directory: Path) -> Path:

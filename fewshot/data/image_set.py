@@ -5,11 +5,14 @@ The whole set is one tensor, memory-mapped from the cache, so that an episode is
 the sets of characters: networks that start near zero then ignore the paper, and the MANN needs it.
 """
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from fewshot.errors import DataError
 
 if TYPE_CHECKING:
     from fewshot.data.split import Split
@@ -17,6 +20,9 @@ if TYPE_CHECKING:
 # Of ImageNet's photographs, on the scale [0, 1]: what published backbones for RGB images expect.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# What follows the name of a grey data set that is to stand beside photographs.
+AS_RGB = ":rgb"
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +58,22 @@ class ImageSet:
     def images_per_class(self) -> Tensor:
         """(class,) int64."""
         return torch.diff(self.class_start)
+
+    def as_rgb(self) -> "ImageSet":
+        """The same images with three equal channels, under the name "omniglot:rgb"; DataError if not grey.
+
+        A view: it takes no memory. It is another image set, with a digest of its own.
+        """
+        if self.image_shape[0] != 1:
+            raise DataError(f"{self.name} is not grey: leave out {AS_RGB}")
+        return replace(
+            self,
+            name=f"{self.name}{AS_RGB}",
+            images=self.images.expand(-1, 3, -1, -1),
+            mean=3 * self.mean,
+            std=3 * self.std,
+            digest=hashlib.sha256(f"{self.digest}{AS_RGB}".encode()).hexdigest(),
+        )
 
     def split(self, name: str) -> "Split":
         """The split of that name; see `fewshot.data.splits.split_classes`."""

@@ -8,7 +8,7 @@ import shutil
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,22 @@ from typing import Any
 from pooch.core import retrieve
 from pooch.utils import get_logger
 
+from fewshot.data.archives import looks_like_html
 from fewshot.data.catalogue import DATASETS
 from fewshot.data.locations import data_root
 from fewshot.data.progress import progress
-from fewshot.data.stored_images import looks_like_html
 from fewshot.errors import DataError, unknown
 
-# The publisher's addresses and MD5 digests.
+_CIFAR100 = {"https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz": "eb9058c3a382ffc7106e4002c42a8d85"}
+# The publishers' addresses and MD5 digests.
 DOWNLOADS = {
+    "cifar_fs": _CIFAR100,
+    "cub": {
+        "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz": (
+            "97eceeb196236b17998738112f37df78"
+        ),
+    },
+    "fc100": _CIFAR100,
     "omniglot": {
         "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/images_background.zip": (
             "68d2efa1b9178cc56df9314c21c6e718"
@@ -42,8 +50,8 @@ def get_dataset(
 ) -> list[Path]:
     """Put a data set into the data directory, and read it once; the files and folders that hold it.
 
-    source_path: take it from there (a folder that `load_dataset` could read, or an archive in one) instead
-        of downloading it. say: told what happens, a line at a time.
+    source_path: take it from there (a folder that `load_dataset` could read, or an archive or folder of the
+        data set in one) instead of downloading it. say: told what happens, a line at a time.
     Raises DataError where the data set cannot be had, is damaged, or the data directory cannot be written.
     """
     if name not in DATASETS:
@@ -54,13 +62,13 @@ def get_dataset(
     say(f"source: {dataset.source}")
     say(f"licence: {dataset.licence}")
     say(f"size: {dataset.size}")
-    if _found(name, directory):
+    if _found(name, directory) is not None:
         say(f"already in {directory}: nothing is fetched")
     elif source_path is not None:
         source = source_path.expanduser()
         if not source.exists():
             raise DataError(f"--from {source_path}: there is no such file or folder; give one that exists")
-        _take(name, source if source.is_dir() else source.parent, directory / name, say)
+        _take(name, _holder(name, source), directory / name, say)
     elif name in DOWNLOADS:
         for address, md5 in DOWNLOADS[name].items():
             target = directory / name / address.rpartition("/")[2]
@@ -74,12 +82,18 @@ def get_dataset(
     return list(dataset.find(directory))
 
 
-def _found(name: str, directory: Path) -> bool:
+def _found(name: str, directory: Path) -> Sequence[Path] | None:
     try:
-        DATASETS[name].find(directory)
+        return DATASETS[name].find(directory)
     except DataError:
-        return False
-    return True
+        return None
+
+
+def _holder(name: str, source: Path) -> Path:
+    """The folder to read from: the source, or the one around it where the source is what is found there."""
+    around = source.absolute().parent
+    belongs = source.is_file() or source.absolute() in (_found(name, around) or ())
+    return around if belongs else source
 
 
 def _take(name: str, source: Path, target: Path, say: Callable[[str], None]) -> None:

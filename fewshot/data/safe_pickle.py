@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fewshot.data.archives import open_part
 from fewshot.errors import DataError
 
 
@@ -53,12 +54,15 @@ class _ArraysOnly(pickle.Unpickler):
 
 def load_arrays(path: Path, remedy: str) -> Any:
     """What the pickle holds; DataError if it is damaged, or wants to import more than arrays need."""
-    try:
-        with path.open("rb") as file:
+    return load_part(path.parent, path.name, remedy)
+
+
+def load_part(place: Path, name: str, remedy: str) -> Any:
+    """What the pickle of that name in a folder or tar archive holds; DataError as in `load_arrays`."""
+    with open_part(place, name, remedy) as file:
+        try:
             return _ArraysOnly(file, encoding="latin1").load()
-    except _RefusedError as error:
-        raise DataError(f"{path} is refused, nothing in it was run: {error}; {remedy}") from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror or error}): {remedy}") from error
-    except Exception as error:  # a damaged pickle can make the unpickler raise anything
-        raise DataError(f"{path} is not a pickle of arrays, or is damaged: {remedy}") from error
+        except _RefusedError as error:
+            raise DataError(f"{place / name} is refused, nothing in it was run: {error}; {remedy}") from error
+        except Exception as error:  # a damaged pickle can make the unpickler raise anything
+            raise DataError(f"{place / name} is not a pickle of arrays, or is damaged: {remedy}") from error

@@ -8,6 +8,10 @@ Lists are package data, lists/<dataset>/<split>/{train,val,test}.txt, one class 
     omniglot/lake        806 / 158 / 659: images_background, of which every sixth alphabet by name is val, so
                          that none was chosen for its looks; images_evaluation is test
     mini_imagenet/ravi   64 / 16 / 20: of Ravi and Larochelle 2017
+    cifar_fs/bertinetto  64 / 16 / 20: of Bertinetto et al. 2019
+    fc100/oreshkin       60 / 20 / 20: of Oreshkin et al. 2018, whole superclasses, 12 / 4 / 4
+    cub/chen             100 / 50 / 50: of Chen et al. 2019, who train on the classes of odd number, and split
+                         the others by turns
 
 Rules, for any image set:
 
@@ -26,7 +30,7 @@ from pathlib import Path
 
 import torch
 
-from fewshot.data.image_set import ImageSet
+from fewshot.data.image_set import AS_RGB, ImageSet
 from fewshot.data.split import SIDES, ClassPool, Side, Split
 from fewshot.errors import SplitError, unknown
 
@@ -36,13 +40,17 @@ FRACTION = re.compile(r"fraction:(\d*\.?\d+)/(\d*\.?\d+)/(\d*\.?\d+)@(\d+)")
 
 def listed_splits(dataset: str) -> tuple[str, ...]:
     """The names of the splits of a dataset that are committed lists."""
-    folder = LISTS / dataset
+    folder = _lists_of(dataset)
     return tuple(sorted(path.name for path in folder.iterdir())) if folder.is_dir() else ()
 
 
 def class_list(dataset: str, split: str, side: Side) -> list[str]:
     """The class names of one side of a committed list."""
-    return (LISTS / dataset / split / f"{side}.txt").read_text(encoding="utf-8").splitlines()
+    return (_lists_of(dataset) / split / f"{side}.txt").read_text(encoding="utf-8").splitlines()
+
+
+def _lists_of(dataset: str) -> Path:
+    return LISTS / dataset.removesuffix(AS_RGB)
 
 
 def split_names(image_set: ImageSet) -> tuple[str, ...]:

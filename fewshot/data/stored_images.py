@@ -1,4 +1,4 @@
-"""Encoded images, as files in a folder or as members of a zip archive, and their decoding.
+"""Encoded images, as files in a folder or as members of a zip or tar archive, and their decoding.
 
 Images are decoded one after another: a 28x28 Omniglot takes 2 s and the 60,000 photographs of miniImageNet
 about 15 s, once. Two threads gain 15 % at best (Pillow spends the time in Python or
@@ -7,14 +7,16 @@ under the interpreter's lock), and processes would run the caller's script again
 
 import io
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
+from fewshot.data.archives import is_tar, open_tar, open_zip
 from fewshot.data.cache import Pixels
 from fewshot.data.progress import progress
 from fewshot.errors import DataError
@@ -38,19 +40,26 @@ class StoredImage:
 
 
 def list_images(place: Path, remedy: str) -> list[StoredImage]:
-    """All images of a folder or zip archive, in no particular order; DataError where it does not read."""
+    """All images of a folder or archive, in no particular order; DataError where it does not read."""
     if place.is_dir():
         return [
             StoredImage(file.relative_to(place).parts, file)
             for file in place.rglob("*")
             if _is_image(file.relative_to(place).parts)
         ]
-    with open_archive(place, remedy) as archive:
-        return [
-            StoredImage(parts, place, member)
-            for member in archive.namelist()
-            if _is_image(parts := PurePosixPath(member).parts)
-        ]
+    return [
+        StoredImage(parts, place, member)
+        for member in _members(place, remedy)
+        if _is_image(parts := PurePosixPath(member).parts)
+    ]
+
+
+def _members(place: Path, remedy: str) -> list[str]:
+    if is_tar(place):
+        with open_tar(place, remedy) as archive:
+            return [entry.name for entry in archive if entry.isfile()]
+    with open_zip(place, remedy) as archive:
+        return archive.namelist()
 
 
 def source_files(place: Path, remedy: str) -> list[tuple[str, Path]]:
@@ -67,33 +76,6 @@ def _is_image(parts: tuple[str, ...]) -> bool:
     return not hidden and PurePosixPath(parts[-1]).suffix.lower() in IMAGE_SUFFIXES
 
 
-def open_archive(path: Path, remedy: str) -> zipfile.ZipFile:
-    """The zip archive, or a DataError that says what the file is instead and what to do."""
-    try:
-        return zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
-        raise DataError(f"{path} {_what_instead(path)}: {remedy}") from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror or error}): {remedy}") from error
-
-
-def _what_instead(path: Path) -> str:
-    size = path.stat().st_size
-    if looks_like_html(path):
-        return "is not a zip archive but an HTML page, as servers send when a download is refused"
-    with path.open("rb") as file:
-        if file.read(4) == b"PK\x03\x04":
-            return f"is a zip archive that was cut short ({size:,} bytes, no directory at its end)"
-    return f"is not a zip archive ({size:,} bytes)"
-
-
-def looks_like_html(path: Path) -> bool:
-    """Whether a file begins as web pages do."""
-    with path.open("rb") as file:
-        head = file.read(512).lstrip().lower()
-    return head.startswith((b"<!doctype", b"<html", b"<head", b"<?xml"))
-
-
 def fit(image: Image.Image, image_size: int) -> Image.Image:
     """The image at image_size x image_size, cut to its central square first if it is not square.
 
@@ -108,24 +90,49 @@ def fit(image: Image.Image, image_size: int) -> Image.Image:
     return image.resize((image_size, image_size), Image.Resampling.BOX, reducing_gap=None)
 
 
-def opened(images: Iterable[StoredImage], remedy: str) -> Iterator[Image.Image]:
-    """Each image as Pillow gives it, decoded; DataError for one that is damaged."""
-    archives: dict[Path, zipfile.ZipFile] = {}
+def opened(images: Sequence[StoredImage], remedy: str) -> Iterator[tuple[int, Image.Image]]:
+    """Each image as Pillow gives it, decoded, after its place in the sequence; DataError for a damaged one.
+
+    In order, but for members of a tar archive: that can only be read from the front.
+    """
+    for place, encoded in _encoded(images, remedy):
+        with _blaming(images[place], remedy):
+            image = Image.open(io.BytesIO(encoded))
+            image.load()
+        yield place, image
+
+
+def _encoded(images: Sequence[StoredImage], remedy: str) -> Iterator[tuple[int, bytes]]:
+    zips: dict[Path, zipfile.ZipFile] = {}
+    tars: dict[Path, dict[str, int]] = defaultdict(dict)
     with ExitStack() as stack:
-        for stored in images:
-            if stored.member is not None and stored.file not in archives:
-                archives[stored.file] = stack.enter_context(open_archive(stored.file, remedy))
-            try:
+        for place, stored in enumerate(images):
+            if stored.member is not None and is_tar(stored.file):
+                tars[stored.file][stored.member] = place
+                continue
+            if stored.member is not None and stored.file not in zips:
+                zips[stored.file] = stack.enter_context(open_zip(stored.file, remedy))
+            with _blaming(stored, remedy):
                 encoded = (
                     stored.file.read_bytes()
                     if stored.member is None
-                    else archives[stored.file].read(stored.member)
+                    else zips[stored.file].read(stored.member)
                 )
-                image = Image.open(io.BytesIO(encoded))
-                image.load()
-            except (OSError, ValueError, SyntaxError, zipfile.BadZipFile, UnidentifiedImageError) as error:
-                raise DataError(f"{stored} is damaged ({error}): {remedy}") from error
-            yield image
+            yield place, encoded
+    for file, wanted in tars.items():
+        with open_tar(file, remedy) as archive:
+            for entry in archive:
+                if entry.name in wanted and (content := archive.extractfile(entry)):
+                    yield wanted[entry.name], content.read()
+
+
+@contextmanager
+def _blaming(stored: StoredImage, remedy: str) -> Iterator[None]:
+    """Say of which image it is that reading or decoding fails."""
+    try:
+        yield
+    except (OSError, ValueError, SyntaxError, zipfile.BadZipFile) as error:
+        raise DataError(f"{stored} is damaged ({error}): {remedy}") from error
 
 
 def to_pixels(image: Image.Image, image_size: int) -> Pixels:
@@ -140,7 +147,7 @@ def decode(what: str, images: Sequence[StoredImage], pixels: Pixels, remedy: str
     """
     mode = "L" if pixels.shape[1] == 1 else "RGB"
     with progress(f"decoding {what}", len(images)) as advance:
-        for row, image in zip(pixels, opened(images, remedy), strict=True):
+        for place, image in opened(images, remedy):
             decoded = to_pixels(image.convert(mode), pixels.shape[-1])
-            row[...] = 255 - decoded if ink_high else decoded
+            pixels[place] = 255 - decoded if ink_high else decoded
             advance(1)

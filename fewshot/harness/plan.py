@@ -179,7 +179,8 @@ def check_suite(suite: Suite, chosen: list[LearnerSettings], training: Split, te
     if shapes[0] != shapes[1]:
         raise RecordError(
             f"suite {suite.name} trains on images of (channel, height, width) {shapes[0]} and tests on "
-            f"{shapes[1]}: give both one image_size, and images with as many channels"
+            f"{shapes[1]}: give both one image_size; grey images stand beside photographs under a name "
+            'with ":rgb" behind it, as "omniglot:rgb"'
         )
     for settings in chosen:
         check_learner_settings(settings, training)

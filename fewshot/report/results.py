@@ -230,7 +230,8 @@ def file_name(results: Sequence[Measured]) -> str:
     record = results[0].record
     turned = "-rotated" if record.rotated_test_classes else ""
     group = "-within_group" if record.within_group else ""
-    return f"{record.dataset}-{record.split}-{record.side}{turned}{group}"
+    dataset = record.dataset.replace(":", ".")  # a file's name cannot have a colon everywhere
+    return f"{dataset}-{record.split}-{record.side}{turned}{group}"
 
 
 def describe_stream(record: Record) -> str:

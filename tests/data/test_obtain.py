@@ -196,16 +196,36 @@ def test_mini_imagenet_explains_how_to_get_it(tmp_path: Path) -> None:
 def test_unknown_dataset_lists_what_there_is(tmp_path: Path) -> None:
     for ask in (get_dataset, load_dataset):
         with pytest.raises(
-            DataError, match=r"'omniglt': did you mean 'omniglot'\? there is glyphs, mini_imagenet, omn"
+            DataError, match=r"'omniglt': did you mean 'omniglot'\? there is cifar_fs, cub, fc100, glyphs"
         ):
             ask("omniglt", tmp_path)  # type: ignore[operator]
 
 
 def test_the_published_addresses_and_digests() -> None:
-    assert {address.rpartition("/")[2]: md5 for address, md5 in obtain.DOWNLOADS["omniglot"].items()} == {
-        "images_background.zip": "68d2efa1b9178cc56df9314c21c6e718",
-        "images_evaluation.zip": "6b91aef0f799c5bb55b94e3f2daec811",
+    files = {
+        name: {a.rpartition("/")[2]: md5 for a, md5 in obtain.DOWNLOADS[name].items()}
+        for name in obtain.DOWNLOADS
     }
+    cifar100 = {"cifar-100-python.tar.gz": "eb9058c3a382ffc7106e4002c42a8d85"}
+    assert files == {
+        "cifar_fs": cifar100,
+        "fc100": cifar100,
+        "cub": {"CUB_200_2011.tgz": "97eceeb196236b17998738112f37df78"},
+        "omniglot": {
+            "images_background.zip": "68d2efa1b9178cc56df9314c21c6e718",
+            "images_evaluation.zip": "6b91aef0f799c5bb55b94e3f2daec811",
+        },
+    }
+
+
+def test_what_is_downloaded_is_what_is_looked_for(tmp_path: Path) -> None:
+    """Every address ends in a file name that its reader finds."""
+    for name, addresses in obtain.DOWNLOADS.items():
+        (tmp_path / name / name).mkdir(parents=True)
+        targets = [tmp_path / name / name / address.rpartition("/")[2] for address in addresses]
+        for target in targets:
+            target.touch()
+        assert list(DATASETS[name].find(tmp_path / name)) == targets
 
 
 def test_list_says_what_is_there(tmp_path: Path) -> None:

@@ -50,6 +50,9 @@ ALPHABETS = image_set_of([f"alphabet{a:02d}/character{c}" for a in range(10) for
         ("omniglot", "vinyals", (1028, 172, 423)),
         ("omniglot", "lake", (806, 158, 659)),
         ("mini_imagenet", "ravi", (64, 16, 20)),
+        ("cifar_fs", "bertinetto", (64, 16, 20)),
+        ("fc100", "oreshkin", (60, 20, 20)),
+        ("cub", "chen", (100, 50, 50)),
     ],
 )
 def test_committed_lists_are_disjoint_and_of_the_stated_size(

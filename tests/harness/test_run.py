@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from fewshot.errors import DataError, EpisodeError, FewshotError, LearnerError, RecordError, SplitError
 from fewshot.harness import job as one_job
@@ -285,6 +286,18 @@ def test_training_on_other_data_is_recorded(tiny_suite: Path, image_folder: Path
     suite = changed(tiny_suite, train_data={"dataset": str(other), "split": "folders"})
     made = run_suite(suite, tmp_path / "transfer", jobs=1, only=("prototypical",))
     assert {(r.dataset, r.train_dataset) for r in made} == {("patterns", "other")}
+
+
+def test_photographs_and_grey_images_train_and_test_one_another(
+    tiny_suite: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    photographs = shutil.copytree(image_folder, tmp_path / "photographs")
+    for path in photographs.rglob("*.png"):
+        Image.open(path).convert("RGB").save(path)
+    grey = {"dataset": f"{image_folder}:rgb", "split": "folders"}
+    suite = changed(tiny_suite, data=grey, train_data={"dataset": str(photographs), "split": "folders"})
+    made = run_suite(suite, tmp_path / "results", jobs=1, only=("prototypical",))
+    assert {(r.dataset, r.train_dataset) for r in made} == {("patterns:rgb", "photographs")}
 
 
 # --- What cannot work is refused before anything long -------------------------------------------------------
