@@ -42,7 +42,7 @@ from fewshot.harness.train import (
 from fewshot.learners.base import Learner
 from fewshot.learners.registry import learner_class, options_of, telling_options
 
-CURVE_ROWS = 300
+CURVE_ROWS = 100
 
 
 @dataclass(frozen=True)
