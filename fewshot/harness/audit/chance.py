@@ -6,10 +6,6 @@ such tests at most, so that it accuses who is innocent less than once in a thous
 
 from math import exp, log
 
-import numpy as np
-from numpy.typing import NDArray
-from scipy.stats import chi2
-
 FALSE_ALARM_RATE = 1e-5
 """Of one test: how often it fails where the guard holds."""
 
@@ -29,22 +25,3 @@ def chance_of_mean(mean: float, expected: float, number: int) -> float:
     if mean < 1:
         divergence += (1 - mean) * log((1 - mean) / (1 - expected))
     return exp(-number * divergence)
-
-
-def chance_of_labels(counts: NDArray[np.integer]) -> float:
-    """How often labels given at random are as unevenly spread over each class's episodes as these, or more.
-
-    counts: (class, label), in how many episodes the class had the label; each episode gives each of its
-    labels once. Pearson's chi-squared, whose tail is that of large numbers: its mean is exact for any, and
-    it varies less where classes are drawn a few times only, so that the test then alarms less often.
-
-    Labels of one episode exclude each other. So the column sums are fixed, and for C classes that are drawn
-    equally often the sum is C / (C - 1) times a chi-squared variable of (C - 1) (way - 1) degrees of freedom.
-    """
-    counts = counts[counts.sum(axis=1) > 0]
-    classes, way = counts.shape
-    if classes < 2:
-        return 1.0
-    expected = counts.sum(axis=1, keepdims=True) / way
-    statistic = float(((counts - expected) ** 2 / expected).sum())
-    return float(chi2.sf(statistic * (classes - 1) / classes, (classes - 1) * (way - 1)))

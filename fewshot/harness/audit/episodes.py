@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from fewshot.episodes.source import EpisodeIndices, EpisodeSource
-from fewshot.harness.audit.chance import FALSE_ALARM_RATE, chance_of_labels, chance_of_mean
+from fewshot.harness.audit.chance import FALSE_ALARM_RATE, chance_of_mean
 from fewshot.harness.audit.finding import Finding
 
 PERMUTE = "give the classes of each episode their labels by a fresh random permutation"
@@ -68,30 +68,44 @@ def labels_are_those_of_the_images(
 
 
 def labels_are_permuted(subject: str, class_ids: Sequence[Ids]) -> Finding:
-    """Each permutation of labels is equally likely: nothing tells a class's label beforehand.
+    """Nothing tells the label of a class beforehand: each permutation is equally likely in each episode.
 
-    Two tests, which find what repositories do: numbering classes in the order of their ids, and one map from
-    classes to labels for many episodes. class_ids: one array for each way.
+    Two guessers find what repositories do, numbering classes in the order of their ids, and giving a class
+    its label once and for all, or for many episodes: one guesses by a class's rank in its episode, one by the
+    class itself. class_ids: (episode, way), for each way that there is.
     """
-    lowest = np.concatenate([ids.argmin(axis=1) == 0 for ids in class_ids])
-    expected = float(np.concatenate([np.full(len(ids), 1 / ids.shape[1]) for ids in class_ids]).mean())
-    fraction = float(lowest.mean())
-    in_order = chance_of_mean(fraction, expected, len(lowest))
-    shared = min(chance_of_labels(label_counts(ids)) for ids in class_ids)
-    chance = min(1.0, 2 * min(in_order, len(class_ids) * shared))
-    seen = (
-        f"label 0 is the lowest class in {100 * fraction:.1f} % of {len(lowest):,} episodes (by chance "
-        f"{100 * expected:.1f} %)"
+    episodes = np.array([len(ids) for ids in class_ids])
+    weights = episodes / episodes.sum()
+    chance_level = float(weights @ [1 / ids.shape[1] for ids in class_ids])
+    lowest = float(weights @ [(ids.argmin(axis=1) == 0).mean() for ids in class_ids])
+    by_class = float(weights @ [guessed(ids) for ids in class_ids])
+    by_rank = float(weights @ [guessed(ids.argsort(axis=1).argsort(axis=1)) for ids in class_ids])
+    surprise = chance_of_mean(max(by_class, by_rank), chance_level, int(episodes.sum()))
+    chance = min(1.0, 2 * surprise)
+    return Finding(
+        "labels are permuted afresh",
+        subject,
+        chance >= FALSE_ALARM_RATE,
+        f"label 0 is the lowest class in {100 * lowest:.1f} % of {episodes.sum():,} episodes; labels guessed "
+        f"by class {100 * by_class:.1f} %, by rank {100 * by_rank:.1f} % (chance {100 * chance_level:.1f} %)",
+        PERMUTE,
+        chance,
     )
-    if chance < FALSE_ALARM_RATE and shared < in_order:
-        seen += "; a class's labels are not equally frequent"
-    return Finding("labels are permuted afresh", subject, chance >= FALSE_ALARM_RATE, seen, PERMUTE, chance)
 
 
-def label_counts(class_ids: Ids) -> NDArray[np.int64]:
-    """(class, label): in how many episodes the class has the label."""
-    names, position = np.unique(class_ids, return_inverse=True)
-    way = class_ids.shape[1]
-    label = np.broadcast_to(np.arange(way), class_ids.shape)
-    places = position.reshape(class_ids.shape) * way + label
-    return np.bincount(places.ravel(), minlength=len(names) * way).reshape(len(names), way)
+def guessed(keys: Ids) -> float:
+    """How often a label is the one that its key had most often in the episodes before, a fraction.
+
+    keys: (episode, way), what stands behind each label. Where every permutation of labels is equally likely
+    in each episode, this is 1 / way on average, whatever came before.
+    """
+    _, position = np.unique(keys, return_inverse=True)
+    position = position.reshape(keys.shape)
+    way = keys.shape[1]
+    times = np.zeros((int(position.max()) + 1, way), dtype=np.int64)
+    labels = np.arange(way)
+    right = 0
+    for classes in position:
+        right += int((times[classes].argmax(axis=1) == labels).sum())
+        times[classes, labels] += 1
+    return right / keys.size
