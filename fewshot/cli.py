@@ -399,7 +399,7 @@ def audit(
 ) -> None:
     """Look for leaks in episodes, logs of draws, learners and answers; exit code 1 where a guard fails."""
     from fewshot.data.progress import progress
-    from fewshot.harness.audit.audit import carry_out, plan_audit
+    from fewshot.harness.audit.tasks import carry_out, plan_audit
     from fewshot.report.audit import lines
 
     tasks = plan_audit(what, data)
