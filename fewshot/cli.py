@@ -407,7 +407,8 @@ def audit(
         findings = carry_out(tasks, jobs, advance)
     print("\n".join(lines(findings)))
     failed = {finding.guard for finding in findings if not finding.holds}
-    print(f"{what}: {len(failed)} guards fail" if failed else f"{what}: all guards hold")
+    fail = "1 guard fails" if len(failed) == 1 else f"{len(failed)} guards fail"
+    print(f"{what}: {fail if failed else 'all guards hold'}")
     raise typer.Exit(1 if failed else 0)
 
 
