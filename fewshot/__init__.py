@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fewshot.episodes.protocol import Stream as Stream
     from fewshot.episodes.sampler import EpisodeSampler as EpisodeSampler
     from fewshot.errors import FewshotError as FewshotError
+    from fewshot.harness.audit.given import audit_episodes as audit_episodes
     from fewshot.harness.checkpoint import load_learner as load_learner
     from fewshot.harness.checkpoint import save_learner as save_learner
     from fewshot.harness.config import TrainSettings as TrainSettings
@@ -54,6 +55,7 @@ _HOMES = {
     "StreamBatch": "episodes.batch",
     "Support": "episodes.batch",
     "TrainSettings": "harness.config",
+    "audit_episodes": "harness.audit.given",
     "build_learner": "learners.registry",
     "calibrate": "harness.train",
     "check_learner": "learners.check",

@@ -390,6 +390,29 @@ def verify(
 
 
 @app.command()
+def audit(
+    what: Annotated[
+        Path, typer.Argument(help="A results folder, or a suite of benchmarks/ before it is run.")
+    ],
+    jobs: JobsOption = None,
+    data: DataOption = None,
+) -> None:
+    """Look for leaks in episodes, logs of draws, learners and answers; exit code 1 where a guard fails."""
+    from fewshot.data.progress import progress
+    from fewshot.harness.audit.tasks import carry_out, plan_audit
+    from fewshot.report.audit import lines
+
+    tasks = plan_audit(what, data)
+    with progress(f"auditing {what}", len(tasks)) as advance:
+        findings = carry_out(tasks, jobs, advance)
+    print("\n".join(lines(findings)))
+    failed = {finding.guard for finding in findings if not finding.holds}
+    fail = "1 guard fails" if len(failed) == 1 else f"{len(failed)} guards fail"
+    print(f"{what}: {fail if failed else 'all guards hold'}")
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
 def bench(
     out: Annotated[
         Path, typer.Option(help="Folder for speed.csv and the plots; the recorded one is results/speed.")

@@ -270,6 +270,27 @@ def test_verify_ends_with_1_where_a_record_does_not_agree(
     assert f"11 of 12 records of {results} agree with their stored weights" in outcome.out
 
 
+@pytest.mark.parametrize("leak", [False, True])
+def test_audit_ends_with_1_where_a_guard_fails(
+    fewshot: Command, results: Path, image_folder: Path, leak: bool
+) -> None:
+    lines = (results / RECORDS_FILE).read_text().splitlines()
+    first = json.loads(lines[0]) | ({"selection": "the best over test classes"} if leak else {})
+    (results / RECORDS_FILE).write_text(f"{json.dumps(first)}\n")
+    outcome = fewshot("audit", results, "--jobs", 1, "--data", image_folder.parent)
+    assert outcome.code == leak
+    assert "holds   1 of 1   test classes were never drawn before the end" in outcome.out
+    told = f"{results}: 1 guard fails" if leak else f"{results}: all guards hold"
+    assert outcome.out.splitlines()[-1] == told
+    assert ("the best over test classes" in outcome.out) == leak
+
+
+def test_audit_ends_with_2_where_there_is_nothing(fewshot: Command) -> None:
+    outcome = fewshot("audit", "absent.toml")
+    assert outcome.code == 2
+    assert outcome.err.startswith("fewshot: no suite absent.toml")
+
+
 def test_data_check_ends_with_0_for_a_folder_that_reads(fewshot: Command, image_folder: Path) -> None:
     outcome = fewshot("data", "check", image_folder)
     assert outcome.code == 0

@@ -24,7 +24,7 @@ ORDER = ("errors", "data", "kernels", "episodes", "memory", "learners", "harness
 """Each may import itself and those before it."""
 FACADES = {"fewshot", "fewshot.__main__"}
 REPORT_READS = {"fewshot.errors"} | {
-    f"fewshot.harness.{name}" for name in ("comparison", "record", "statistics", "watched")
+    f"fewshot.harness.{name}" for name in ("audit.finding", "comparison", "record", "statistics", "watched")
 }
 
 PUBLIC = [
@@ -43,6 +43,7 @@ PUBLIC = [
     "StreamBatch",
     "Support",
     "TrainSettings",
+    "audit_episodes",
     "build_learner",
     "calibrate",
     "check_learner",

@@ -21,6 +21,11 @@ Side = Literal["train", "val", "test"]
 SIDES: tuple[Side, ...] = ("train", "val", "test")
 
 
+def upright_name(name: str) -> str:
+    """The name of a class's upright parent: "Greek/character03" of "Greek/character03@90"."""
+    return name.partition("@")[0]
+
+
 @dataclass(frozen=True, eq=False)
 class ClassPool:
     """The classes of one side of a split; `class_id` everywhere else is a position in this pool.
@@ -86,7 +91,7 @@ class ClassPool:
     def parents_among(self, names: Iterable[str]) -> list[str]:
         """Which of these classes, turned or not, are the pool's: their upright names, sorted."""
         own = {self.image_set.class_names[c] for c in self.class_index.tolist()}
-        return sorted(own & {name.partition("@")[0] for name in names})
+        return sorted(own & {upright_name(name) for name in names})
 
     @cached_property
     def digest(self) -> str:

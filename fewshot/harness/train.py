@@ -125,7 +125,7 @@ def train(
     log = run.log
     for pool in (train_pool, val_pool):
         log.draws.setdefault(pool.side, torch.zeros(len(pool), dtype=torch.int64))
-    looked_draws = {side: _draws(source, settings.validate_episodes) for side, source in looks.items()}
+    looked_draws = {side: count_draws(source, settings.validate_episodes) for side, source in looks.items()}
 
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         began = time.perf_counter() - log.seconds
@@ -368,8 +368,8 @@ def _looks(
     return looks
 
 
-def _draws(source: EpisodeSampler, episodes: int) -> Tensor:
-    """(class,): in how many of the source's first episodes each class of its pool takes part."""
+def count_draws(source: EpisodeSampler, episodes: int) -> Tensor:
+    """(class,) int64: in how many of the source's first episodes each class of its pool takes part."""
     drawn = (source.indices(*span) for span in source.spans(0, episodes, episodes))
     return torch.stack([class_draws(part, len(source.pool)) for part in drawn]).sum(0).cpu()
 

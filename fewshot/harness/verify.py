@@ -131,7 +131,7 @@ def protocol_of(record: Record) -> Protocol:
 def _measure_again(folder: Path, record: Record, root: Path | None, episodes: int) -> tuple[float, float]:
     """Fraction of answers that are those recorded, and by how much the accuracy of these episodes differs."""
     learner = _recorded_learner(folder, record)
-    pool = _split(record.dataset, record.split, record.image_size, root).side(record.side)
+    pool = recorded_split(record.dataset, record.split, record.image_size, root).side(record.side)
     if record.rotated_test_classes:
         pool = pool.with_rotations()
     if pool.digest != record.data_digest:
@@ -221,5 +221,6 @@ def _flat_answers(table: pa.Table) -> NDArray[np.int16]:
 
 
 @lru_cache(maxsize=2)
-def _split(dataset: str, split: str, image_size: int, root: Path | None) -> Split:
+def recorded_split(dataset: str, split: str, image_size: int, root: Path | None) -> Split:
+    """The split of a data set's classes that a record names."""
     return split_classes(load_dataset(dataset, root, image_size), split)

@@ -3,12 +3,14 @@
 Most published mistakes are of a few kinds: state that survives an episode, batch norm that looks at other
 queries, labels that give the answer away. Each is one promise here. Every registered learner is held to
 them, and so can be a learner of one's own. The episodes are made up, so nothing has to be on disk; a
-learner is checked as it is, trained or not.
+learner is checked as it is, trained or not. (`fewshot audit` holds stored learners to some of them on real
+episodes: what asks is a `Probe`.)
 """
 
 import copy
 import dataclasses
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -40,41 +42,59 @@ def check_learner(learner: Learner, *, tolerance: float = 1e-5, seed: int = 0) -
     and on its device. tolerance: how far answers may lie apart that should be the same, as a fraction of the
     largest logit (at least of 1). seed: of the made-up episodes.
     """
-    broken = []
-    for promise, check in PROMISES.items():
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            try:
-                subject = copy.deepcopy(learner).eval()
-                check(subject, _Probe(subject, tolerance, seed))
-            except BrokenPromiseError as seen:
-                broken.append(f"{promise} ({seen})")
-            except Exception as error:  # whatever a stranger's code raises is a finding, not a crash
-                text = " ".join(str(error).split())
-                broken.append(f"{promise} (raised {type(error).__name__}: {text})")
+    found = {
+        promise: broken_promise(learner, promise, lambda subject: _MadeUp(subject, tolerance, seed), seed)
+        for promise in PROMISES
+    }
+    broken = [f"{promise} ({seen})" for promise, seen in found.items() if seen]
     if broken:
         listed = "; ".join(broken)
         raise LearnerError(f"{type(learner).__name__} breaks {len(broken)} of its promises: {listed}")
 
 
-class _Probe:
-    """Made-up episodes for a learner, and comparison of its answers.
+def broken_promise(
+    learner: Learner, promise: str, probe: Callable[[Learner], "Probe"], seed: int = 0
+) -> str | None:
+    """What was seen where the learner breaks one of the PROMISES, None where it keeps it.
 
-    Classes differ by a pattern, and their brightness rises with the label: a learner that guesses labels from
-    images alone does well until the labels are permuted.
+    It is asked as a copy in evaluation mode. probe: makes what asks that copy; seed: of torch's random state.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            subject = copy.deepcopy(learner).eval()
+            PROMISES[promise](subject, probe(subject))
+        except BrokenPromiseError as seen:
+            return str(seen)
+        except Exception as error:  # whatever a stranger's code raises is a finding, not a crash
+            return f"raised {type(error).__name__}: {' '.join(str(error).split())}"
+    return None
+
+
+class Probe(ABC):
+    """Episodes to ask a learner, each call others, and comparison of its answers.
+
+    batch: how many episodes at a time, unless more are wanted.
     """
 
-    def __init__(self, learner: Learner, tolerance: float, seed: int) -> None:
-        tensors = [*learner.parameters(), *learner.buffers()]
-        like = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
-        self._device, self._dtype = like.device, like.dtype
-        self._image_shape = learner.image_shape
+    def __init__(self, learner: Learner, batch: int = BATCH) -> None:
+        self._batch = batch
         self._way = learner.way
         self._labels = learner.labels
-        self._tolerance = tolerance
-        self._generator = torch.Generator().manual_seed(seed)
 
-    def episodes(self, batch: int = BATCH, way: int | None = None) -> dict[str, EpisodeBatch]:
+    @abstractmethod
+    def kshot(self, batch: int | None = None, way: int | None = None) -> KShotBatch:
+        """K-shot episodes, of the learner's way by default."""
+
+    @abstractmethod
+    def stream(self, batch: int | None = None, way: int | None = None) -> StreamBatch:
+        """Streams, of the learner's way by default."""
+
+    @abstractmethod
+    def same(self, answers: Tensor, others: Tensor, complaint: str) -> None:
+        """Raise the complaint, with the difference, unless the answers (..., unit) agree."""
+
+    def episodes(self, batch: int | None = None, way: int | None = None) -> dict[str, EpisodeBatch]:
         """Of each protocol under which the learner can be asked, by its name."""
         stream = self.stream(batch, way)
         return (
@@ -83,16 +103,33 @@ class _Probe:
             else {"K-shot": self.kshot(batch, way), "stream": stream}
         )
 
-    def kshot(self, batch: int = BATCH, way: int | None = None) -> KShotBatch:
-        way = way or self._way
+
+class _MadeUp(Probe):
+    """Made-up episodes, and answers that are the same to a tolerance.
+
+    Classes differ by a pattern, and their brightness rises with the label: a learner that guesses labels from
+    images alone does well until the labels are permuted.
+    """
+
+    def __init__(self, learner: Learner, tolerance: float, seed: int) -> None:
+        super().__init__(learner)
+        tensors = [*learner.parameters(), *learner.buffers()]
+        like = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
+        self._device, self._dtype = like.device, like.dtype
+        self._image_shape = learner.image_shape
+        self._tolerance = tolerance
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def kshot(self, batch: int | None = None, way: int | None = None) -> KShotBatch:
+        batch, way = batch or self._batch, way or self._way
         patterns = self._patterns(batch, way)
         support, query = (self._shuffled(batch, way, each) for each in (SHOT, QUERY))
         class_ids = torch.arange(way, device=self._device).expand(batch, -1)
         shown = Support(self._images(patterns, support), support, way)
         return KShotBatch(shown, self._images(patterns, query), query, class_ids)
 
-    def stream(self, batch: int = BATCH, way: int | None = None) -> StreamBatch:
-        way = way or self._way
+    def stream(self, batch: int | None = None, way: int | None = None) -> StreamBatch:
+        batch, way = batch or self._batch, way or self._way
         labels = self._shuffled(batch, way, SHOT + 1)
         images = self._images(self._patterns(batch, way), labels)
         class_ids = torch.arange(way, device=self._device).expand(batch, -1)
@@ -103,7 +140,6 @@ class _Probe:
         return StreamBatch(images, labels, presentation(labels, way), class_ids, way, codes)
 
     def same(self, answers: Tensor, others: Tensor, complaint: str) -> None:
-        """Raise the complaint, with the difference, unless the answers agree."""
         if answers.shape != others.shape:
             raise BrokenPromiseError(f"{complaint}: shapes {list(answers.shape)} and {list(others.shape)}")
         if not answers.numel():
@@ -128,7 +164,7 @@ class _Probe:
 
 
 @torch.no_grad()
-def _shapes(learner: Learner, probe: _Probe) -> None:
+def _shapes(learner: Learner, probe: Probe) -> None:
     ways = [learner.way] if learner.fixed_way else [learner.way, learner.way + 1]
     for way in ways:
         for name, batch in probe.episodes(way=way).items():
@@ -140,14 +176,14 @@ def _shapes(learner: Learner, probe: _Probe) -> None:
                 )
 
 
-def _finite(learner: Learner, probe: _Probe) -> None:
+def _finite(learner: Learner, probe: Probe) -> None:
     for name, batch in probe.episodes().items():
         if not _answer(learner, batch).isfinite().all():
             raise BrokenPromiseError(f"some {name} logits are infinite or not a number")
 
 
 @torch.no_grad()
-def _state_is_a_value(learner: Learner, probe: _Probe) -> None:
+def _state_is_a_value(learner: Learner, probe: Probe) -> None:
     (state, images, _), (other, other_images, labels) = (_taught(learner, probe) for _ in range(2))
     before = [tensor.clone() for tensor in _tensors(state)]
     first = learner.predict(state, images)
@@ -158,7 +194,7 @@ def _state_is_a_value(learner: Learner, probe: _Probe) -> None:
     probe.same(first, learner.predict(state, images), "another episode in between changes an answer")
 
 
-def _evaluation_changes_nothing(learner: Learner, probe: _Probe) -> None:
+def _evaluation_changes_nothing(learner: Learner, probe: Probe) -> None:
     kept = [*learner.parameters(), *learner.buffers()]
     before = [tensor.clone() for tensor in kept]
     for batch in probe.episodes().values():
@@ -174,14 +210,14 @@ def _evaluation_changes_nothing(learner: Learner, probe: _Probe) -> None:
         raise BrokenPromiseError("a module is left in training mode")
 
 
-def _batch_is_episodes(learner: Learner, probe: _Probe) -> None:
+def _batch_is_episodes(learner: Learner, probe: Probe) -> None:
     for name, batch in probe.episodes().items():
-        parts = [some_episodes(batch, slice(i, i + 1)) for i in range(BATCH)]
+        parts = [some_episodes(batch, slice(i, i + 1)) for i in range(len(batch.class_ids))]
         alone = torch.cat([_answer(learner, part) for part in parts])
         probe.same(_answer(learner, batch), alone, f"{name} episodes side by side and alone")
 
 
-def _queries_are_apart(learner: Learner, probe: _Probe) -> None:
+def _queries_are_apart(learner: Learner, probe: Probe) -> None:
     if learner.transductive or learner.labels == "string":
         return
     batch, other = probe.kshot(), probe.kshot()
@@ -197,7 +233,7 @@ def _queries_are_apart(learner: Learner, probe: _Probe) -> None:
     probe.same(answer, _answer(learner, single), f"{complaint} when other queries go")
 
 
-def _labels_are_names(learner: Learner, probe: _Probe) -> None:
+def _labels_are_names(learner: Learner, probe: Probe) -> None:
     if learner.label_equivariant:
         for name, batch in probe.episodes().items():
             permutation = torch.randperm(batch.way, device=batch.class_ids.device)
@@ -217,7 +253,7 @@ def _labels_are_names(learner: Learner, probe: _Probe) -> None:
         )
 
 
-def _labels_asked_for_are_hidden(learner: Learner, probe: _Probe) -> None:
+def _labels_asked_for_are_hidden(learner: Learner, probe: Probe) -> None:
     if learner.labels == "one_hot":
         kshot = probe.kshot()
         others = (kshot.query_labels + 1) % kshot.way
@@ -239,7 +275,7 @@ def _labels_asked_for_are_hidden(learner: Learner, probe: _Probe) -> None:
 
 
 @torch.no_grad()
-def _stream_is_observe_and_predict(learner: Learner, probe: _Probe) -> None:
+def _stream_is_observe_and_predict(learner: Learner, probe: Probe) -> None:
     batch = probe.stream()
     asked = learner.asked(batch)
     probe.same(
@@ -250,7 +286,7 @@ def _stream_is_observe_and_predict(learner: Learner, probe: _Probe) -> None:
 
 
 @torch.no_grad()
-def _adapt_is_observe(learner: Learner, probe: _Probe) -> None:
+def _adapt_is_observe(learner: Learner, probe: Probe) -> None:
     if learner.labels == "string":
         return
     batch = probe.kshot()
@@ -263,7 +299,7 @@ def _adapt_is_observe(learner: Learner, probe: _Probe) -> None:
 
 
 @torch.no_grad()
-def _features_stand_for_images(learner: Learner, probe: _Probe) -> None:
+def _features_stand_for_images(learner: Learner, probe: Probe) -> None:
     if not (isinstance(learner, EmbeddingLearner) and learner.answers_from_features):
         return
 
@@ -285,7 +321,7 @@ def _features_stand_for_images(learner: Learner, probe: _Probe) -> None:
 
 
 @torch.no_grad()
-def _watched_is_answered(learner: Learner, probe: _Probe) -> None:
+def _watched_is_answered(learner: Learner, probe: Probe) -> None:
     if not (isinstance(learner, EmbeddingLearner) and learner.has_memory):
         return
     batch = probe.stream()
@@ -294,12 +330,12 @@ def _watched_is_answered(learner: Learner, probe: _Probe) -> None:
     probe.same(learner.stream_features(features), answers, "stream answers watched and not")
 
 
-def _deterministic(learner: Learner, probe: _Probe) -> None:
+def _deterministic(learner: Learner, probe: Probe) -> None:
     for name, batch in probe.episodes().items():
         probe.same(_answer(learner, batch), _answer(learner, batch), f"asked twice, {name} answers")
 
 
-def _saved_and_loaded(learner: Learner, probe: _Probe) -> None:
+def _saved_and_loaded(learner: Learner, probe: Probe) -> None:
     loaded = copy.deepcopy(learner)
     for tensor in loaded.state_dict().values():
         tensor.zero_()
@@ -314,7 +350,7 @@ def _saved_and_loaded(learner: Learner, probe: _Probe) -> None:
         probe.same(answers, _answer(loaded, batch), "calibrated, saved and loaded, it answers differently")
 
 
-def _trains(learner: Learner, probe: _Probe) -> None:
+def _trains(learner: Learner, probe: Probe) -> None:
     if not learner.trainable:
         return
     learner.train()
@@ -332,7 +368,7 @@ def _trains(learner: Learner, probe: _Probe) -> None:
             raise BrokenPromiseError(f"the gradient of {name} is infinite or not a number")
 
 
-PROMISES: Mapping[str, Callable[[Learner, _Probe], None]] = {
+PROMISES: Mapping[str, Callable[[Learner, Probe], None]] = {
     "logits have the shape (batch, asked, way)": _shapes,
     "logits are finite": _finite,
     "state is a value that goes in and out": _state_is_a_value,
@@ -364,14 +400,14 @@ def _where_asked(learner: Learner, batch: EpisodeBatch, answers: Tensor) -> Tens
     return answers.masked_fill(~learner.asked(batch).unsqueeze(-1), 0)
 
 
-def _taught(learner: Learner, probe: _Probe) -> tuple[State, Tensor, Tensor]:
+def _taught(learner: Learner, probe: Probe) -> tuple[State, Tensor, Tensor]:
     """What is known after some labelled images; other images, and their labels as `observe` takes them."""
     if learner.labels == "one_hot":
         kshot = probe.kshot()
         return learner.adapt(kshot.support), kshot.query_images, kshot.query_labels
     stream = probe.stream()
     images, labels, half = stream.images, learner.shown(stream), stream.labels.shape[1] // 2
-    state = learner.start(BATCH, stream.way)
+    state = learner.start(len(images), stream.way)
     state = observe_in_turn(learner.observe, state, images[:, :half], labels[:, :half])
     return state, images[:, half:], labels[:, half:]
 

@@ -276,7 +276,7 @@ def test_changed_images_are_noticed(results: Path, image_folder: Path, tmp_path:
     assert not any(verdict.problem for verdict in verify_records(results, jobs=1))
     changed = copied / "test" / "00" / "0.png"
     Image.fromarray(255 - np.asarray(Image.open(changed))).save(changed)
-    verifying._split.cache_clear()
+    verifying.recorded_split.cache_clear()
     for verdict in verify_records(results, jobs=1):
         assert "the data digest differs" in str(verdict.problem)
 
