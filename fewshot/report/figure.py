@@ -15,7 +15,7 @@ from PIL import Image
 
 from fewshot.errors import RecordError
 
-DOTS_PER_INCH = 110
+DOTS_PER_INCH = 115
 GREY = "#5f5f5f"
 LIGHT_GREY = "#d9d9d9"
 

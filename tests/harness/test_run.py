@@ -554,7 +554,7 @@ def test_weights_of_another_checkpoint_answer_under_their_own_name(
         (seed, f"lstm-{seed}.safetensors") for seed in (0, 1) for _ in range(len(both) // 2)
     ]
     (recorded / "draws" / "lstm-1.tsv.xz").unlink()
-    with pytest.raises(RecordError, match=r"lstm-1\.tsv\.gz is missing: it says which classes"):
+    with pytest.raises(RecordError, match=r"lstm-1\.tsv\.xz is missing: it says which classes"):
         run_suite(changed(tiny_suite, learner=[seeds]), tmp_path / "missing", jobs=1)
 
 

@@ -15,7 +15,7 @@ from fewshot.harness.record import Record, append_record
 from fewshot.report import plot
 from fewshot.report.axes import spread
 from fewshot.report.episode_picture import draw_kshot, draw_stream, save
-from fewshot.report.figure import learner_style, new_figure
+from fewshot.report.figure import DOTS_PER_INCH, learner_style, new_figure
 from fewshot.report.results import LEARNERS, REFERENCES, merge_seeds
 
 LARGEST = 150_000
@@ -205,7 +205,7 @@ def test_a_grey_kshot_episode_is_black_on_white(tmp_path: Path) -> None:
     assert len(figure.axes[0].images) == way * (shot + query)
     drawn = pixels(figure, tmp_path)
     black = (drawn == 0).all(axis=-1).sum()
-    side = 0.92 * 0.62 * 150
+    side = 0.92 * 0.62 * DOTS_PER_INCH
     assert black == pytest.approx(way * side**2, rel=0.1)  # the support only
     assert (drawn == 255).all(axis=-1).mean() > 0.6
 
