@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 import fewshot
+from fewshot.harness.checkpoint import file_sha256
 from fewshot.harness.config import read_suite
-from fewshot.harness.record import read_records
+from fewshot.harness.record import draws_beside, read_draws, read_records
+from fewshot.harness.train import draws_digest
 from fewshot.learners.registry import learner_class, options_of
 from fewshot.report.table import render
 
@@ -251,3 +253,17 @@ RECORDED = sorted(path.parent for path in ROOT.glob("results/*/records.jsonl"))
 def test_recorded_tables_are_those_of_the_records(folder: Path) -> None:
     written = (folder / "table.md").read_text(encoding="utf-8")
     assert written == render(read_records(folder), "md"), "`fewshot run` of the suite writes it again"
+
+
+@pytest.mark.parametrize("folder", RECORDED, ids=lambda folder: folder.name)
+def test_what_records_name_is_there_as_it_was_recorded(folder: Path) -> None:
+    """`fewshot verify` measures anew; this is what can be said without the images."""
+    for record in read_records(folder):
+        assert record.answers and record.checkpoint, record.learner
+        assert file_sha256(folder / record.answers) == record.answers_sha256, record.learner
+        checkpoint = folder / record.checkpoint
+        assert file_sha256(checkpoint) == record.checkpoint_sha256, record.learner
+        drawn = read_draws(draws_beside(checkpoint))
+        assert draws_digest(drawn) == record.train_classes_digest, record.learner
+    named = {Path(record.answers).name for record in read_records(folder) if record.answers}
+    assert {path.name for path in (folder / "answers").iterdir()} == named
