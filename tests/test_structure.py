@@ -259,7 +259,8 @@ def test_recorded_tables_are_those_of_the_records(folder: Path) -> None:
 def test_what_records_name_is_there_as_it_was_recorded(folder: Path) -> None:
     """`fewshot verify` measures anew; this is what can be said without the images."""
     for record in read_records(folder):
-        assert record.answers and record.checkpoint, record.learner
+        assert record.answers, record.learner
+        assert record.checkpoint, record.learner
         assert file_sha256(folder / record.answers) == record.answers_sha256, record.learner
         checkpoint = folder / record.checkpoint
         assert file_sha256(checkpoint) == record.checkpoint_sha256, record.learner
