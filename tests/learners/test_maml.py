@@ -12,9 +12,10 @@ from torch.func import functional_call
 from fewshot.episodes.batch import EpisodeBatch, KShotBatch, StreamBatch, Support
 from fewshot.episodes.source import presentation
 from fewshot.errors import LearnerError
-from fewshot.learners import maml
+from fewshot.learners import gradient
 from fewshot.learners.check import check_learner
-from fewshot.learners.maml import Fomaml, GradientLearner, Maml
+from fewshot.learners.gradient import GradientLearner
+from fewshot.learners.maml import Fomaml, Maml
 
 WAY = 3
 IMAGE_SHAPE = (1, 12, 12)
@@ -127,12 +128,12 @@ def test_a_batch_in_parts_gives_the_same(batch: EpisodeBatch, monkeypatch: pytes
     learner = build(Maml, inner_steps=2).train()
     whole, answers = loss_and_gradients(learner, batch), learner.answer(batch).detach()
     seen: list[int] = []
-    adapt = maml.same_weights
-    monkeypatch.setattr(maml, "same_weights", lambda *given: seen.append(given[-1]) or adapt(*given))
+    adapt = gradient.same_weights
+    monkeypatch.setattr(gradient, "same_weights", lambda *given: seen.append(given[-1]) or adapt(*given))
     kshot = isinstance(batch, KShotBatch)
     each = learner.bytes_per_episode(6, 6) if kshot else 12 * learner.bytes_per_episode(12, 1)
     for budget, largest in ((3 * each, 3), (1, 1)):
-        monkeypatch.setattr(maml, "BYTES_TOGETHER", budget)
+        monkeypatch.setattr(gradient, "BYTES_TOGETHER", budget)
         seen.clear()
         for ours, theirs in zip(loss_and_gradients(learner, batch), whole, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
