@@ -6,7 +6,7 @@ the integer versions that are raised by hand. Source text is never in it.
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +99,8 @@ def load_split(data: DataSettings, root: Path | None) -> Split:
 
 
 def plain(options: dict[str, Any]) -> dict[str, Any]:
-    """Options as JSON knows them (tuples become lists)."""
-    known: dict[str, Any] = json.loads(json.dumps(options))
+    """Options as JSON knows them (tuples become lists, and what has fields a table of them)."""
+    known: dict[str, Any] = json.loads(json.dumps(options, default=asdict))
     return known
 
 

@@ -1,24 +1,34 @@
-"""Convolutional encoders shared by the learners: images in, flat features out.
+"""Encoders shared by the learners: images in, flat features out; and how a learner's options choose one.
 
 Conv4-64, the field's standard (Vinyals et al. 2016; Snell et al. 2017), is `widths=(64, 64, 64, 64)` with
-pooling: 64 features of a 28x28 image, 1600 of an 84x84 one.
+pooling: 64 features of a 28x28 image, 1600 of an 84x84 one. Conv4-32 (Ravi and Larochelle 2017) has half the
+widths, and MAML's strided one (Finn et al. 2017, for Omniglot) `downsample="stride"`. `Backbone` names the
+others.
 """
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from fewshot.errors import LearnerError
 from fewshot.kernels import convolve, first_layer, normalise, winograd
-from fewshot.learners.options import check_at_least
+from fewshot.learners.image_network import ImageNetwork
+from fewshot.learners.options import check_at_least, check_fraction
+from fewshot.learners.pretrained import Architecture, TorchvisionResNet
+from fewshot.learners.resnet12 import ResNet12
 
 Downsample = Literal["pool", "stride"]
 BatchNormMode = Literal["none", "frozen", "batch"]
+RESNET12_WIDTHS: dict[str, tuple[int, int, int, int]] = {
+    "resnet12": (64, 160, 320, 640),
+    "resnet12_narrow": (64, 128, 256, 512),
+}
 
 SHARES = 8
 """Threads share the images of a strided convolution in so many parts at most, which decide how it rounds."""
@@ -73,12 +83,22 @@ class ConvBlock(nn.Sequential):
                 return _in_turn((norm, *others), maps)
             by_batch = partial(normalise.batch_norm_relu_statistics, maps)
             frozen = partial(normalise.frozen_norm_relu, maps)
-        affine: dict[str, Any] = {"scale": norm.weight, "shift": norm.bias, "pool": self.pool}
-        if norm.running_mean is None or norm.training:
-            normalised = by_batch(**affine)
-            _follow(norm, normalised)
-            return normalised.maps
-        return frozen(mean=norm.running_mean, variance=norm.running_var, **affine)
+        return normalise_as(norm, partial(by_batch, pool=self.pool), partial(frozen, pool=self.pool))
+
+
+def normalise_as(
+    norm: nn.BatchNorm2d, by_batch: Callable[..., normalise.Normalised], frozen: Callable[..., Tensor]
+) -> Tensor:
+    """What a batch norm makes of maps, in the mode that it is in, by one of two functions of its weights.
+
+    by_batch: normalises by the maps at hand, whose statistics the norm then follows; frozen: by those given.
+    """
+    affine = {"scale": norm.weight, "shift": norm.bias}
+    if norm.running_mean is None or norm.training:
+        normalised = by_batch(**affine)
+        _follow(norm, normalised)
+        return normalised.maps
+    return frozen(mean=norm.running_mean, variance=norm.running_var, **affine)
 
 
 def _in_turn(layers: Iterable[nn.Module], maps: Tensor) -> Tensor:
@@ -107,20 +127,22 @@ def _convolve(images: Tensor, convolution: nn.Conv2d) -> Tensor:
 
 @torch.no_grad()
 def _follow(norm: nn.BatchNorm2d, seen: normalise.Normalised) -> None:
-    """Update running statistics, where there are some, as `nn.BatchNorm2d` does: with unbiased variance."""
+    """Update running statistics, where there are some, as `nn.BatchNorm2d` does: with unbiased variance.
+
+    Of several groups, by the mean of theirs.
+    """
     mean, variance, batches = norm.running_mean, norm.running_var, norm.num_batches_tracked
     if mean is not None and variance is not None and batches is not None:
         assert norm.momentum is not None
         batches += 1
-        mean.lerp_(seen.mean[0], norm.momentum)
-        variance.lerp_(seen.variance[0] * (seen.size / max(seen.size - 1, 1)), norm.momentum)
+        mean.lerp_(seen.mean.mean(0), norm.momentum)
+        variance.lerp_(seen.variance.mean(0) * (seen.size / max(seen.size - 1, 1)), norm.momentum)
 
 
-class ConvBackbone(nn.Module):
+class ConvBackbone(ImageNetwork):
     """A stack of `ConvBlock`s, flattened: (..., channel, height, width) -> (..., output_size).
 
-    Works in channels-last memory format throughout: about twice as fast on a CPU, same answers. Trained on a
-    GPU, it convolves in bfloat16 (weights, statistics and features stay float32); it answers in float32.
+    Works in channels-last memory format throughout: about twice as fast on a CPU, same answers.
     Raises LearnerError where the image is too small to be halved once per block, or a width is below 1.
     """
 
@@ -156,34 +178,70 @@ class ConvBackbone(nn.Module):
         sizes = str(widths[0]) if same else "-".join(map(str, widths))
         self.name = f"Conv{len(widths)}-{sizes}" + (" strided" if downsample == "stride" else "")
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(..., channel, height, width) -> (..., output_size)."""
-        leading = images.shape[:-3]
-        with torch.autocast("cuda", torch.bfloat16, enabled=images.is_cuda and self.training):
-            features: Tensor = self.blocks(images.reshape(-1, *images.shape[-3:]))
-        return features.to(images.dtype).reshape(*leading, self.output_size)
+    def maps(self, images: Tensor) -> Tensor:
+        maps: Tensor = self.blocks(images)
+        return maps
 
 
-class ConvEmbedding(nn.Module):
-    """A `ConvBackbone` and a linear map to a short code.
+@dataclass(frozen=True)
+class Backbone:
+    """Which network turns images into features; in a suite a table, `backbone = {name = "resnet18"}`.
+
+    name: "conv", of the widths that the learner has an option for; "resnet12", the few-shot one, or
+        "resnet12_narrow" (`resnet12.py`); "resnet18" or "resnet50", torchvision's (`pretrained.py`). The
+        other options of convolutions mean nothing to these.
+    weights, frozen: of torchvision's alone, see there. drop_rate: of DropBlock in ResNet-12.
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    name: Literal["conv", "resnet12", "resnet12_narrow", "resnet18", "resnet50"] = "conv"
+    weights: str | None = None
+    frozen: bool = False
+    drop_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_fraction(drop_rate=self.drop_rate)
+        if (self.weights or self.frozen) and self.name not in get_args(Architecture):
+            raise LearnerError(f"weights and frozen are of torchvision's ResNets alone; got {self.name!r}")
+        if self.drop_rate and self.name not in RESNET12_WIDTHS:
+            raise LearnerError(f"drop_rate is of ResNet-12 alone; got {self.name!r}")
+
+    def build(
+        self,
+        image_shape: tuple[int, int, int],
+        widths: tuple[int, ...],
+        *,
+        downsample: Downsample = "pool",
+        batch_norm: BatchNormMode = "frozen",
+    ) -> ImageNetwork:
+        """The network; the other options are those of `ConvBackbone`. LearnerError where it cannot be."""
+        if self.name != "conv" and batch_norm != "frozen":
+            raise LearnerError(f'{self.name} takes batch_norm = "frozen"; got {batch_norm!r}')
+        match self.name:
+            case "conv":
+                return ConvBackbone(image_shape, widths, downsample=downsample, batch_norm=batch_norm)
+            case "resnet12" | "resnet12_narrow":
+                return ResNet12(image_shape, RESNET12_WIDTHS[self.name], self.drop_rate)
+            case architecture:
+                return TorchvisionResNet(image_shape, architecture, self.weights, self.frozen)
+
+
+CONV = Backbone()
+
+
+class Embedding(nn.Module):
+    """A backbone and a linear map to a short code.
 
     Unless batch_norm is "none" the code is normalised too: centred and of unit variance, it tells images
     apart from the first update on. (Left to the usual initialisation, codes of different images differ by a
     fifth of their mean; a memory then finds any image everywhere, and training stays long at chance.)
     """
 
-    def __init__(
-        self,
-        image_shape: tuple[int, int, int],
-        widths: tuple[int, ...],
-        embedding_size: int,
-        *,
-        downsample: Downsample = "pool",
-        batch_norm: BatchNormMode = "frozen",
-    ) -> None:
+    def __init__(self, backbone: ImageNetwork, embedding_size: int, batch_norm: BatchNormMode) -> None:
         super().__init__()
         self.output_size = embedding_size
-        self.backbone = ConvBackbone(image_shape, widths, downsample=downsample, batch_norm=batch_norm)
+        self.backbone = backbone
         self.linear = nn.Linear(self.backbone.output_size, embedding_size)
         self.norm: nn.Module = nn.Identity()
         if batch_norm != "none":
@@ -195,10 +253,15 @@ class ConvEmbedding(nn.Module):
         return code.reshape(*images.shape[:-3], self.output_size)
 
 
-def feature_size(image_shape: tuple[int, int, int], widths: tuple[int, ...], embedding_size: int) -> int:
+def feature_size(
+    image_shape: tuple[int, int, int],
+    widths: tuple[int, ...],
+    embedding_size: int,
+    backbone: Backbone = CONV,
+) -> int:
     """How many features `image_encoder` gives, known before it is built. LearnerError for a size below 1."""
     check_at_least(1, embedding_size=embedding_size)
-    return embedding_size if widths else math.prod(image_shape)
+    return embedding_size if widths or backbone.name != "conv" else math.prod(image_shape)
 
 
 def image_encoder(
@@ -208,12 +271,14 @@ def image_encoder(
     *,
     downsample: Downsample,
     batch_norm: BatchNormMode,
+    backbone: Backbone = CONV,
 ) -> tuple[nn.Module, str | None]:
     """What stands before a memory, (..., channel, height, width) -> (..., feature), and its name in tables.
 
-    A `ConvEmbedding`; or, where widths is empty, the pixels as they are: the other options then mean nothing.
+    An `Embedding`; or, of convolutions without widths, the pixels as they are: the other options then mean
+    nothing.
     """
-    if not widths:
+    if not widths and backbone.name == "conv":
         return nn.Flatten(-3), None
-    encoder = ConvEmbedding(image_shape, widths, embedding_size, downsample=downsample, batch_norm=batch_norm)
-    return encoder, encoder.backbone.name
+    network = backbone.build(image_shape, widths, downsample=downsample, batch_norm=batch_norm)
+    return Embedding(network, embedding_size, batch_norm), network.name

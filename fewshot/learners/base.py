@@ -46,7 +46,8 @@ class Learner(nn.Module, ABC):
     presentations: the presentations that the learner answers in a stream, None for all; where answering is
         expensive, the record says which were asked.
     added_options: options that came after figures were recorded, and whose defaults do what was done before:
-        at its default such an option is no part of a result's key, so that older results keep theirs.
+        at its default such an option is no part of a result's key, so that older results keep theirs. Those
+        of a base count too.
     """
 
     version: ClassVar[int] = 1

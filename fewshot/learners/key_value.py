@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fewshot.episodes.batch import StreamBatch
 from fewshot.errors import LearnerError
-from fewshot.learners.backbones import Downsample, image_encoder
+from fewshot.learners.backbones import CONV, Backbone, Downsample, image_encoder
 from fewshot.learners.metric import MetricLearner, best_of_class, check_metric_weight
 from fewshot.learners.options import check_at_least
 from fewshot.memory.attribution import Watch, watched
@@ -39,6 +39,7 @@ class KeyValue(MetricLearner):
 
     batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
     has_memory = True
+    added_options: ClassVar[frozenset[str]] = frozenset({"backbone"})
 
     def __init__(
         self,
@@ -52,10 +53,11 @@ class KeyValue(MetricLearner):
         num_slots: int = 128,
         margin: float = 0.1,
         metric_weight: float = 0.0,
+        backbone: Backbone = CONV,
     ) -> None:
         super().__init__(image_shape, way)
         check_at_least(1, num_slots=num_slots, embedding_size=embedding_size)
-        if not widths:
+        if not widths and backbone.name == "conv":
             raise LearnerError(
                 "widths must name a convolution block or more: with bare pixels there is nothing to train"
             )
@@ -64,7 +66,12 @@ class KeyValue(MetricLearner):
         self.embedding_size, self.num_slots, self.margin = embedding_size, num_slots, margin
         self.metric_weight = metric_weight
         self.encoder, self.backbone_name = image_encoder(
-            image_shape, widths, embedding_size, downsample=downsample, batch_norm=batch_norm
+            image_shape,
+            widths,
+            embedding_size,
+            downsample=downsample,
+            batch_norm=batch_norm,
+            backbone=backbone,
         )
         check_metric_weight(metric_weight, self.encoder)
         self.register_buffer("new_score", torch.tensor(0.5))

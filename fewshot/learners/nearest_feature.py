@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from fewshot.episodes.batch import StreamBatch
 from fewshot.errors import LearnerError
-from fewshot.learners.backbones import Downsample, feature_size, image_encoder
+from fewshot.learners.backbones import CONV, Backbone, Downsample, feature_size, image_encoder
 from fewshot.learners.metric import best_of_class, check_metric_weight
 from fewshot.learners.nearest import Nearest
 from fewshot.memory.attribution import Watch, append_only
@@ -43,6 +43,7 @@ class NearestFeature(Nearest):
 
     batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
     has_memory = True
+    added_options: ClassVar[frozenset[str]] = frozenset({"backbone"})
 
     def __init__(
         self,
@@ -56,13 +57,19 @@ class NearestFeature(Nearest):
         soft: bool = True,
         sharpness: float = 10.0,
         metric_weight: float = 0.0,
+        backbone: Backbone = CONV,
     ) -> None:
         super().__init__(image_shape, way)
         if not sharpness > 0:
             raise LearnerError(f"sharpness must be above 0; got {sharpness}")
-        self.feature_size = feature_size(image_shape, widths, embedding_size)
+        self.feature_size = feature_size(image_shape, widths, embedding_size, backbone)
         self.encoder, self.backbone_name = image_encoder(
-            image_shape, widths, embedding_size, downsample=downsample, batch_norm=batch_norm
+            image_shape,
+            widths,
+            embedding_size,
+            downsample=downsample,
+            batch_norm=batch_norm,
+            backbone=backbone,
         )
         check_metric_weight(metric_weight, self.encoder)
         self.metric_weight, self.soft = metric_weight, soft

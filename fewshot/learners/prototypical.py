@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewshot.episodes.batch import StreamBatch, Support
-from fewshot.learners.backbones import ConvBackbone
+from fewshot.errors import LearnerError
+from fewshot.learners.backbones import CONV, Backbone
 from fewshot.learners.metric import MetricLearner, counts_before, squared_distances
 
 
@@ -31,6 +32,7 @@ class Prototypical(MetricLearner):
     """Nearest class mean in a learned feature space; inductive, any way and shot."""
 
     batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
+    added_options: ClassVar[frozenset[str]] = frozenset({"backbone"})
 
     def __init__(
         self,
@@ -38,10 +40,19 @@ class Prototypical(MetricLearner):
         way: int,
         *,
         widths: tuple[int, ...] = (64, 64, 64, 64),
+        backbone: Backbone = CONV,
     ) -> None:
-        """widths: channels of each convolution block of the backbone."""
+        """widths: channels of each convolution block, where the backbone is one of convolution blocks.
+
+        LearnerError for a frozen backbone, which would leave nothing to train.
+        """
         super().__init__(image_shape, way)
-        self.backbone = ConvBackbone(image_shape, widths)
+        if backbone.frozen:
+            raise LearnerError(
+                "prototypes of a frozen backbone leave nothing to train: leave frozen out, or choose "
+                "nearest_feature"
+            )
+        self.backbone = backbone.build(image_shape, widths)
         self.backbone_name = self.backbone.name
         # Of the order of the distances of a fresh network, so that streams can be trained on uncalibrated.
         self.register_buffer("new_score", torch.tensor(-float(self.backbone.output_size)))

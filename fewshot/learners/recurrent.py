@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fewshot.episodes.batch import EpisodeBatch, StreamBatch, Support
 from fewshot.episodes.labels import LETTERS, VALUES, Labels, label_units
 from fewshot.errors import LearnerError
-from fewshot.learners.backbones import Downsample, feature_size, image_encoder
+from fewshot.learners.backbones import CONV, Backbone, Downsample, feature_size, image_encoder
 from fewshot.learners.embedding import EmbeddingLearner
 from fewshot.learners.metric import across_episodes_loss, check_metric_weight
 from fewshot.memory.attribution import Watch
@@ -45,12 +45,13 @@ class SharedOptions(TypedDict, total=False):
     embedding_size: int
     metric_weight: float
     labels: Labels
+    backbone: Backbone
 
 
 class RecurrentLearner(EmbeddingLearner):
     """An encoder of images, a cell, and a linear read-out; subclasses choose the cell.
 
-    widths, downsample, batch_norm, embedding_size: of the encoder, see `image_encoder`.
+    widths, downsample, batch_norm, embedding_size, backbone: of the encoder, see `image_encoder`.
     metric_weight: how much `across_episodes_loss` of the features weighs beside the answers' loss in training
         on streams.
     labels: see `Learner`.
@@ -58,6 +59,7 @@ class RecurrentLearner(EmbeddingLearner):
 
     label_equivariant: ClassVar[bool] = False
     batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
+    added_options: ClassVar[frozenset[str]] = frozenset({"backbone"})
 
     def __init__(
         self,
@@ -71,6 +73,7 @@ class RecurrentLearner(EmbeddingLearner):
         embedding_size: int = 64,
         metric_weight: float = 0.0,
         labels: Labels = "one_hot",
+        backbone: Backbone = CONV,
     ) -> None:
         """cell: makes one, given how many features an image has and how many units a label.
 
@@ -79,9 +82,14 @@ class RecurrentLearner(EmbeddingLearner):
         super().__init__(image_shape, way)
         units = label_units(labels, way)
         # The cell comes first, as its weights do in what a seed gives.
-        made = cell(feature_size(image_shape, widths, embedding_size), units)
+        made = cell(feature_size(image_shape, widths, embedding_size, backbone), units)
         self.encoder, self.backbone_name = image_encoder(
-            image_shape, widths, embedding_size, downsample=downsample, batch_norm=batch_norm
+            image_shape,
+            widths,
+            embedding_size,
+            downsample=downsample,
+            batch_norm=batch_norm,
+            backbone=backbone,
         )
         check_metric_weight(metric_weight, self.encoder)
         self.metric_weight = metric_weight

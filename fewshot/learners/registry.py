@@ -109,11 +109,13 @@ def options_of(learner: type[Learner], options: Mapping[str, Any] | None = None)
 
 def telling_options(learner: type[Learner], options: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """`options_of` without `added_options` at their defaults: what a result's key is made of."""
-    defaults = options_of(learner) if learner.added_options else {}
+    bases = (base for base in learner.__mro__ if issubclass(base, Learner))
+    added = frozenset[str]().union(*(base.added_options for base in bases))
+    defaults = options_of(learner) if added else {}
     return {
         name: value
         for name, value in options_of(learner, options).items()
-        if name not in learner.added_options or value != defaults[name]
+        if name not in added or value != defaults[name]
     }
 
 

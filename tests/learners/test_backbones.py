@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fewshot.errors import LearnerError
 from fewshot.kernels.native import plain_torch
-from fewshot.learners.backbones import BatchNormMode, ConvBackbone, ConvEmbedding, Downsample
+from fewshot.learners.backbones import BatchNormMode, ConvBackbone, Downsample, Embedding
 
 
 @pytest.mark.parametrize(
@@ -56,12 +56,12 @@ def test_an_image_too_small_is_refused_in_one_line(widths: tuple[int, ...]) -> N
 
 def test_an_embedding_is_centred_and_of_unit_variance_in_training() -> None:
     torch.manual_seed(0)
-    embedding = ConvEmbedding((1, 8, 8), (4, 4), 6)
+    embedding = Embedding(ConvBackbone((1, 8, 8), (4, 4)), 6, "frozen")
     codes = embedding(torch.rand(5, 7, 1, 8, 8))
     assert codes.shape == (5, 7, 6)
     torch.testing.assert_close(codes.mean((0, 1)), torch.zeros(6), atol=1e-5, rtol=0)
     assert codes.flatten(0, 1).std(0, correction=0).sub(1).abs().max() < 0.1
-    plain = ConvEmbedding((1, 8, 8), (4, 4), 6, batch_norm="none")
+    plain = Embedding(ConvBackbone((1, 8, 8), (4, 4), batch_norm="none"), 6, "none")
     assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in plain.modules())
 
 
