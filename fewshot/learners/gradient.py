@@ -1,12 +1,12 @@
 """Learners that adapt a network's weights to what they observed, by gradient descent from learned weights.
 
-| name       | symbol  | equation                                                   | shape                     |
-|------------|---------|------------------------------------------------------------|---------------------------|
-| weights    | theta   | learned; where every episode starts                        | of the network            |
-| adapted    | theta_i | theta_{i+1} = theta_i - rate * gradient of L_S at theta_i  | (batch, *weight)          |
-| rate       | alpha   | a number, or learned                                       | () up to (*weight,)       |
-| inner loss | L_S     | mean cross-entropy of what was observed, the support       | (batch,), summed          |
-| outer loss | L_Q     | mean cross-entropy of the queries after the last step      | number                    |
+| name       | symbol  | equation                                                  | shape              |
+|------------|---------|-----------------------------------------------------------|--------------------|
+| weights    | theta   | learned; where every episode starts                       | of the network     |
+| adapted    | theta_i | theta_{i+1} = theta_i - rate * gradient of L_S at theta_i | (batch, *weight)   |
+| rate       | alpha   | a number, or learned                                      | () up to (*weight) |
+| inner loss | L_S     | mean cross-entropy of what was observed, the support      | (batch,), summed   |
+| outer loss | L_Q     | mean cross-entropy of the queries after the last step     | number             |
 
 That is MAML (Finn, Abbeel and Levine 2017, equation 1 and algorithm 1). The others say in their files what
 they do otherwise: which weights adapt, at which rates, and what the learned weights are trained by.
@@ -42,7 +42,7 @@ from fewshot.learners.task_network import Weights, logits, map_sizes, same_weigh
 
 Statistics = Literal["together", "apart", "single"]
 Rates = Callable[[int, Weights, Weights], tuple[Weights, Weights]]
-"""(step, gradients, memory) -> a rate for each weight, and the memory for the next step; () before the first."""
+"""(step, gradients, memory) -> a rate for each weight, and the memory for the next step, () at first."""
 
 BYTES_TOGETHER = 2**30
 """Memory that the episodes of a batch may take together on a CPU; what needs more goes in parts."""

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model
 
 from fewshot.errors import LearnerError, unknown
+from fewshot.learners.anil import Anil
 from fewshot.learners.attention import Attention
 from fewshot.learners.base import Learner
 from fewshot.learners.count_guesser import CountGuesser
@@ -25,11 +26,14 @@ from fewshot.learners.mann_dnc import MannDnc
 from fewshot.learners.mann_ntm import MannNtm
 from fewshot.learners.mann_paper import MannPaper
 from fewshot.learners.mann_sparse import MannSparse
+from fewshot.learners.metasgd import MetaSgd
 from fewshot.learners.nearest_feature import NearestFeature
 from fewshot.learners.nearest_neighbour import NearestNeighbour
 from fewshot.learners.prototypical import Prototypical
+from fewshot.learners.reptile import Reptile
 
 _CLASSES: dict[str, type[Learner]] = {
+    "anil": Anil,
     "attention": Attention,
     "count_guesser": CountGuesser,
     "feedforward": Feedforward,
@@ -42,9 +46,11 @@ _CLASSES: dict[str, type[Learner]] = {
     "mann_ntm": MannNtm,
     "mann_paper": MannPaper,
     "mann_sparse": MannSparse,
+    "metasgd": MetaSgd,
     "nearest_feature": NearestFeature,
     "nearest_neighbour": NearestNeighbour,
     "prototypical": Prototypical,
+    "reptile": Reptile,
 }
 
 

@@ -2,6 +2,7 @@
 
 Weights are a tuple of tensors, each with the batch first: of each block the kernel (batch, 3, 3, in, out) and
 the batch norm's scale and shift (batch, out), then the head (batch, way, feature) and its bias (batch, way).
+Scales and shifts are missing where all episodes share their norms.
 
 What is fast, measured with 16 episodes and Conv4-64 on one CPU core (`benchmarks/speed/maml_step.py`): all
 episodes go through each layer together, in channels-last order, by two kernels of our own that are
@@ -12,39 +13,65 @@ the meta-gradient that it takes through batch norm was wrong by 0.4 % (torch 2.1
 operations fall back to torch's grouped ones, still all episodes together; that is not measured yet.
 """
 
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+
 from torch import Tensor, nn
 
 from fewshot.kernels.convolve import convolve
-from fewshot.kernels.normalise import batch_norm_relu
-from fewshot.learners.backbones import ConvBackbone, Downsample
+from fewshot.kernels.normalise import batch_norm_relu, batch_norm_relu_statistics, frozen_norm_relu
+from fewshot.learners.backbones import ConvBackbone, Downsample, normalise_as
 
 Weights = tuple[Tensor, ...]
 
 
+def packed(weights: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Weights as modules have them, in the axis order of this file: of kernels (3, 3, in, out)."""
+    return (weight.permute(2, 3, 1, 0).contiguous() if weight.ndim == 4 else weight for weight in weights)
+
+
 def same_weights(backbone: ConvBackbone, head: nn.Linear, batch: int) -> Weights:
     """The modules' own weights for each of `batch` episodes: expanded, so that sharing them can be seen."""
-    packed = (
-        weight.permute(2, 3, 1, 0).contiguous() if weight.ndim == 4 else weight
-        for weight in (*backbone.parameters(), *head.parameters())
-    )
-    return tuple(weight.expand(batch, *weight.shape) for weight in packed)
+    own = packed((*backbone.parameters(), *head.parameters()))
+    return tuple(weight.expand(batch, *weight.shape) for weight in own)
 
 
-def logits(weights: Weights, images: Tensor, downsample: Downsample) -> Tensor:
-    """(batch, set, image, channel, row, column) -> (batch, set, image, way); a set is normalised together."""
+def logits(
+    weights: Weights, images: Tensor, downsample: Downsample, norms: Sequence[nn.BatchNorm2d] = ()
+) -> Tensor:
+    """(batch, set, image, channel, row, column) -> (batch, set, image, way); a set is normalised together.
+
+    norms: of each block, where all episodes share them; the weights are then those of kernels and head.
+    """
+    *body, head, bias = weights
+    return named((head, bias), features(body, images, downsample, norms))
+
+
+def features(
+    body: Sequence[Tensor], images: Tensor, downsample: Downsample, norms: Sequence[nn.BatchNorm2d] = ()
+) -> Tensor:
+    """(batch, set, image, channel, row, column) -> (batch, set, image, feature); body: all but the head."""
     batch, sets, count = images.shape[:3]
     maps = images.flatten(0, 2)
-    *blocks, head, bias = weights
-    for kernel, scale, shift in zip(blocks[::3], blocks[1::3], blocks[2::3], strict=True):
-        maps = batch_norm_relu(
-            convolve(maps, kernel, stride=2 if downsample == "stride" else 1),
-            scale.repeat_interleave(sets, dim=0),
-            shift.repeat_interleave(sets, dim=0),
-            pool=downsample == "pool",
-            groups=batch * sets,
-        )
-    features = maps.reshape(batch, sets * count, -1)
-    return (features @ head.mT + bias.unsqueeze(1)).reshape(batch, sets, count, -1)
+    pool, groups = downsample == "pool", batch * sets
+    for block, kernel in enumerate(body if norms else body[::3]):
+        maps = convolve(maps, kernel, stride=2 if downsample == "stride" else 1)
+        if norms:
+            by_batch = partial(batch_norm_relu_statistics, maps, pool=pool, groups=groups)
+            maps = normalise_as(norms[block], by_batch, partial(frozen_norm_relu, maps, pool=pool))
+        else:
+            affine = body[3 * block + 1 : 3 * block + 3]
+            scale, shift = (values.repeat_interleave(sets, dim=0) for values in affine)
+            maps = batch_norm_relu(maps, scale, shift, pool=pool, groups=groups)
+    return maps.reshape(batch, sets, count, -1)
+
+
+def named(head: Sequence[Tensor], features: Tensor) -> Tensor:
+    """(batch, set, image, feature) -> (batch, set, image, way), by the head's weight and bias."""
+    weight, bias = head
+    batch, sets, count, size = features.shape
+    answers = features.reshape(batch, sets * count, size) @ weight.mT + bias.unsqueeze(1)
+    return answers.reshape(batch, sets, count, -1)
 
 
 def map_sizes(backbone: ConvBackbone, downsample: Downsample) -> tuple[int, int]:

@@ -38,12 +38,18 @@ GROWN = {"episodes": STREAM["episodes"] | {"labels": "string"}, "curriculum": {"
 SMALL = {"widths": [4, 8]}
 MANN = SMALL | {"embedding_size": 8, "hidden_size": 16, "num_slots": 24, "word_size": 6, "read_heads": 2}
 RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "anil": ("anil", SMALL, KSHOT),
     "attention": ("attention", SMALL | {"embedding_size": 8, "hidden_size": 16}, STREAM),
     "feedforward": ("feedforward", SMALL | {"embedding_size": 8, "hidden_size": 16}, STREAM),
     "fomaml": ("fomaml", SMALL, KSHOT),
     "key_value": ("key_value", SMALL | {"embedding_size": 8, "num_slots": 12}, STREAM),
     "lstm": ("lstm", SMALL | {"embedding_size": 8, "hidden_size": 16}, STREAM),
     "maml": ("maml", SMALL, KSHOT),
+    "maml with all of MAML++": (
+        "maml",
+        SMALL | {"inner_steps": 2, "step_rates": True, "norms": "running", "multi_step_loss": 10},
+        KSHOT,
+    ),
     "mann": ("mann", MANN, STREAM),
     "mann with the encoder's own loss": ("mann", MANN | {"metric_weight": 1.0}, STREAM),
     "mann with strings and a curriculum": ("mann", MANN | {"labels": "string"}, GROWN),
@@ -56,9 +62,11 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         LONG,
     ),
     "mann_sparse": ("mann_sparse", MANN, STREAM),
+    "metasgd": ("metasgd", SMALL, KSHOT),
     "nearest_feature": ("nearest_feature", SMALL | {"embedding_size": 8}, STREAM),
     "prototypical": ("prototypical", SMALL, KSHOT),
     "prototypical on streams": ("prototypical", SMALL, STREAM),
+    "reptile": ("reptile", SMALL, KSHOT),
 }
 """By name: the learner, its options, and how it is trained."""
 

@@ -19,6 +19,7 @@ from fewshot.memory.attribution import Watch, append_only
 IMAGE_SHAPE = (1, 8, 8)
 WAY = 3
 SMALL: dict[str, dict[str, Any]] = {
+    "anil": {"widths": (4, 4)},
     "attention": {"widths": (4, 4), "hidden_size": 12},
     "feedforward": {"widths": (4, 4), "hidden_size": 12},
     "fomaml": {"widths": (4, 4)},
@@ -30,8 +31,10 @@ SMALL: dict[str, dict[str, Any]] = {
     "mann_ntm": {"widths": (4, 4), "hidden_size": 12, "num_slots": 8, "word_size": 5, "read_heads": 2},
     "mann_paper": {"hidden_size": 12},
     "mann_sparse": {"widths": (4, 4), "hidden_size": 12, "num_slots": 8, "word_size": 5, "read_heads": 2},
+    "metasgd": {"widths": (4, 4)},
     "nearest_feature": {"widths": (4, 4)},
     "prototypical": {"widths": (4, 4)},
+    "reptile": {"widths": (4, 4), "inner_steps_test": 5},
 }
 
 State = tuple[Tensor, Tensor]

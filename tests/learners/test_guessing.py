@@ -35,6 +35,7 @@ EPISODES = 200
 ENCODER = {"widths": [4, 8], "embedding_size": 32}
 MEMORY = ENCODER | {"hidden_size": 24}
 OPTIONS: dict[str, dict[str, Any]] = {
+    "anil": {"widths": [4, 8]},
     "attention": MEMORY,
     "feedforward": MEMORY,
     "fomaml": {"widths": [4, 8]},
@@ -46,8 +47,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mann_ntm": MEMORY | {"num_slots": 24, "word_size": 12},
     "mann_paper": {"hidden_size": 24},
     "mann_sparse": MEMORY | {"num_slots": 24, "word_size": 12},
+    "metasgd": {"widths": [4, 8]},
     "nearest_feature": ENCODER,
     "prototypical": {"widths": [4, 8]},
+    "reptile": {"widths": [4, 8], "inner_learning_rate": 0.01, "inner_steps_test": 10},
 }
 KSHOT_TRAINING = {
     "episodes": {"protocol": "kshot", "way": WAY, "query": 5},
@@ -68,7 +71,17 @@ TRAINING = {
     "mann_paper": STREAM_TRAINING,
     "mann_sparse": STREAM_TRAINING,
 }
-LEARN_QUICKLY = ("fomaml", "key_value", "maml", "nearest_feature", "nearest_neighbour", "prototypical")
+LEARN_QUICKLY = (
+    "anil",
+    "fomaml",
+    "key_value",
+    "maml",
+    "metasgd",
+    "nearest_feature",
+    "nearest_neighbour",
+    "prototypical",
+    "reptile",
+)
 every_learner = pytest.mark.parametrize("name", learner_names())
 
 

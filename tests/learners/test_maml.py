@@ -225,29 +225,3 @@ def test_another_way_is_refused() -> None:
 def test_wrong_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(LearnerError):
         Maml(IMAGE_SHAPE, WAY, **{**SMALL, **options})
-
-
-@pytest.mark.parametrize("learner_class", [Maml, Fomaml])
-def test_it_learns_to_learn(learner_class: type[GradientLearner]) -> None:
-    """Which of three corners is lit; which corner has which label changes with the episode."""
-    torch.manual_seed(0)
-    learner = learner_class(IMAGE_SHAPE, WAY, widths=(8, 8)).train()
-    optimizer = torch.optim.Adam(learner.parameters(), 3e-3)
-
-    def episodes(batch: int) -> KShotBatch:
-        labels = torch.arange(WAY).repeat(2).expand(batch, -1)
-        corner = torch.rand(batch, WAY).argsort(1).gather(1, labels)
-        images = 0.5 * torch.randn(batch, 2 * WAY, *IMAGE_SHAPE)
-        for index, (row, column) in enumerate(((0, 0), (0, 6), (6, 0))):
-            images[..., row : row + 6, column : column + 6] += (corner == index).view(batch, -1, 1, 1, 1)
-        support = Support(images[:, :WAY], labels[:, :WAY], WAY)
-        return KShotBatch(support, images[:, WAY:], labels[:, WAY:], labels[:, :WAY])
-
-    for _ in range(60):
-        optimizer.zero_grad()
-        learner.loss(episodes(8)).backward()
-        optimizer.step()
-    batch = episodes(100)
-    with torch.no_grad():
-        answers = learner.eval().answer(batch).argmax(-1)
-    assert (answers == batch.query_labels).float().mean() > 0.9

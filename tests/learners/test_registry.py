@@ -74,7 +74,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_id_of_the_issue_is_known() -> None:
     expected = {"mann", "mann_dnc", "mann_ntm", "mann_paper", "mann_sparse"}
-    expected |= {"lstm", "prototypical", "maml", "fomaml"}
+    expected |= {"lstm", "prototypical", "maml", "fomaml", "anil", "metasgd", "reptile"}
     expected |= {"key_value", "attention", "feedforward", "nearest_feature"}
     assert set(learner_names()) == expected | {"nearest_neighbour", "count_guesser"}
 
