@@ -83,8 +83,11 @@ def published_weights(architecture: Architecture) -> Path:
     """The file of published weights in torch's cache, its digest checked; LearnerError for none."""
     from torchvision.models import resnet
 
-    published = {"resnet18": resnet.ResNet18_Weights, "resnet50": resnet.ResNet50_Weights}[architecture]
-    address: str = published.IMAGENET1K_V1.url
+    published = {
+        "resnet18": resnet.ResNet18_Weights.IMAGENET1K_V1,
+        "resnet50": resnet.ResNet50_Weights.IMAGENET1K_V1,
+    }
+    address: str = published[architecture].url
     path = Path(torch.hub.get_dir()) / "checkpoints" / address.rpartition("/")[2]
     if not path.is_file():
         raise LearnerError(

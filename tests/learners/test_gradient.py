@@ -6,7 +6,8 @@ differences, and shares nothing with the learners but the weights that they star
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from fewshot.episodes.batch import EpisodeBatch, KShotBatch, StreamBatch, Support
 from fewshot.episodes.source import presentation
 from fewshot.errors import LearnerError
+from fewshot.learners.anil import Anil
 from fewshot.learners.check import check_learner
 from fewshot.learners.gradient import GradientLearner
 from fewshot.learners.maml import Maml
@@ -103,7 +105,7 @@ class Twin:
         scale, shift = map(array, affine) if affine else (np.ones(WIDTH), np.zeros(WIDTH))
         self.start = [flat_kernel(kernel), scale, shift, *map(array, learner.head.parameters())]
         norms = isinstance(learner, Maml) and bool(learner.step_norms)
-        self.adapting = [0, 3, 4] if norms else [3, 4] if type(learner).__name__ == "Anil" else [*range(5)]
+        self.adapting = [0, 3, 4] if norms else [3, 4] if isinstance(learner, Anil) else [*range(5)]
 
     def logits(self, theta: Theta, images: Array, step: int) -> Array:
         """(image, 4) -> (image, way)."""
@@ -138,12 +140,14 @@ class Twin:
             return learner.inner_learning_rate / (np.sqrt(moment / (1 - 0.999 ** (step + 1))) + 1e-8)
         return learner.inner_learning_rate
 
-    def trajectory(self, images: Array, labels: Array, chosen: list[NDArray[np.int64]] | None = None) -> Any:
+    def trajectory(
+        self, images: Array, labels: Array, chosen: list[NDArray[np.int64]] | None = None
+    ) -> Iterator[Theta]:
         """The weights after each inner step; chosen: the images of each step's mini-batch."""
         theta, seen = list(self.start), []
         for step in range(self.learner.steps):
             some = slice(None) if chosen is None else chosen[step]
-            here = lambda theta: self.loss(theta, images[some], labels[some], step)  # noqa: B023, E731
+            here = partial(self.loss, images=images[some], labels=labels[some], step=step)
             seen.append({weight: difference(here, theta, weight) for weight in self.adapting})
             theta = list(theta)
             for weight in self.adapting:
