@@ -101,7 +101,7 @@ class Reptile(GradientLearner):
         distance = torch.stack(
             [(weight - other).square().sum() / 2 for weight, other in zip(initial, adapted, strict=True)]
         ).sum()
-        return (value + distance - distance.detach()) / len(batch.class_ids)
+        return (value + (distance - distance.detach())) / len(batch.class_ids)
 
 
 def _labelled(batch: EpisodeBatch) -> tuple[Tensor, Tensor]:
