@@ -521,7 +521,7 @@ def test_an_unknown_learner_is_answered_with_all_there_are(
     fewshot: Command, image_folder: Path, tiny_suite: Path
 ) -> None:
     text = refused(fewshot("train", "protypical", "--dataset", image_folder, *SMALL))
-    assert text.startswith("unknown learner 'protypical': did you mean 'prototypical'? there is attention, ")
+    assert text.startswith("unknown learner 'protypical': did you mean 'prototypical'? there is anil, ")
     Path("mine.toml").write_text(tiny_suite.read_text().replace('"lstm"', '"gru"'))
     assert refused(fewshot("run", "mine.toml")).startswith("unknown learner 'gru': ")
     assert "suite tiny has no learner 'mann'" in refused(fewshot("run", tiny_suite, "--only", "mann"))
