@@ -26,7 +26,7 @@ data: $(USER_STAMP)  ## download Omniglot into the data directory, after saying 
 
 results: $(USER_STAMP)  ## make what is missing of the recorded results (hours), then verify them
 	for suite in quickstart omniglot_first omniglot_inductive glyphs_to_omniglot stream_omniglot mann_ablation \
-			mann_cost santoro_table1 santoro_table2 santoro_persistent; do \
+			mann_cost santoro_table1 santoro_table2 santoro_persistent santoro_curriculum santoro_lake; do \
 		$(BIN)/fewshot run benchmarks/$$suite.toml && $(BIN)/fewshot verify results/$$suite || exit; done
 
 bench: $(DEV_STAMP)  ## measure speed beside other packages and the limits of the machine: 10 minutes on two cores

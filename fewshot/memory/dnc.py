@@ -28,7 +28,7 @@ a key is compared with holds values too: with `masked`, every head covers what i
 is still found: with `erase_on_free`, M_{t-1}(i) psi(i) stands for M_{t-1}(i). Links blur: `sharp_links`.
 
 Measured: a training step in plain torch is 1.3 times as fast as the public package `dnc`, as both pass over
-all links a dozen times; in one kernel (`fewshot.kernels.dnc`), 7 to 8 times. (One core, 128 x 40, 4 read
+all links a dozen times; in one kernel (`fewshot.kernels.dnc`), 6 times. (One core, 128 x 40, 4 read
 heads, LSTM 200, 16 sequences of 50 steps: `dnc_step` of `fewshot bench`.)
 """
 

@@ -9,8 +9,8 @@ A published figure stands beside ours where method, dataset, protocol, labels, w
 are the same and the backbones are of one family (any four-block convolution; ResNet-12; ...). Methods that
 are themselves recurrent networks on pixels (MANN, LSTM) need no common family. Beside chains of episodes
 stand figures of memories that are never wiped ("MANN-persistent"). Validation classes, another training
-dataset and variants ("mann:no_tie") have no published counterpart. Where several figures qualify, those of
-the method's own paper (`original`) come first, then those with our transduction, then the earliest. Figures
+dataset and variants ("mann:no_tie") have no published counterpart, but for those in PAPER_NAMES. Where
+several figures qualify, those of the method's own paper (`original`) come first, then those with our transduction, then the earliest. Figures
 of low confidence are used from the method's own paper only, and say so. What still differs is listed by
 `differences`.
 """
@@ -28,6 +28,7 @@ from fewshot.harness.record import Record
 PAPER_NAMES = {
     "mann": "MANN",
     "mann_paper": "MANN",
+    "mann:feedforward": "MANN-feedforward",
     "mann_ntm": "MANN-NTM",
     "key_value": "MemoryModule",
     "lstm": "LSTM",
@@ -50,7 +51,7 @@ PAPER_NAMES = {
 }
 """Learner id -> the method's name in published.csv; that of `nearest_neighbour` depends on the protocol."""
 
-ANY_BACKBONE = {"mann", "mann_paper", "mann_ntm", "key_value", "lstm", "feedforward"}
+ANY_BACKBONE = {"mann", "mann:feedforward", "mann_paper", "mann_ntm", "key_value", "lstm", "feedforward"}
 
 
 class Published(BaseModel):
