@@ -10,9 +10,9 @@ are the same and the backbones are of one family (any four-block convolution; Re
 are themselves recurrent networks on pixels (MANN, LSTM) need no common family. Beside chains of episodes
 stand figures of memories that are never wiped ("MANN-persistent"). Validation classes, another training
 dataset and variants ("mann:no_tie") have no published counterpart, but for those in PAPER_NAMES. Where
-several figures qualify, those of the method's own paper (`original`) come first, then those with our transduction, then the earliest. Figures
-of low confidence are used from the method's own paper only, and say so. What still differs is listed by
-`differences`.
+several figures qualify, those of the method's own paper (`original`) come first, then those with our
+transduction, then the earliest. Figures of low confidence are used from the method's own paper only, and say
+so. What still differs is listed by `differences`.
 """
 
 import csv
