@@ -21,6 +21,9 @@ from fewshot.errors import LearnerError
 from fewshot.learners.base import State, name_in_turn
 from fewshot.learners.embedding import EmbeddingLearner, embed_in_parts
 
+NEW_COSINE = 0.4
+"""Where scores are cosines times a sharpness, the new score before calibration is that of this cosine."""
+
 EPISODES_AT_ONCE = 8
 """In calibration: so many streams are scored side by side, to bound the memory."""
 
@@ -100,6 +103,11 @@ def squared_distances(points: Tensor, others: Tensor) -> Tensor:
     return (lengths - 2 * points @ others.mT).clamp(min=0)
 
 
+def cosines(points: Tensor, others: Tensor) -> Tensor:
+    """(..., point, feature), (..., other, feature) -> (..., point, other); 0 to a vector of zeros."""
+    return F.normalize(points, dim=-1) @ F.normalize(others, dim=-1).mT
+
+
 def counts_before(labels: Tensor, way: int) -> Tensor:
     """How often each label was shown before each step: (batch, length) -> (batch, length, way) int64."""
     shown = F.one_hot(labels, way)
@@ -113,6 +121,18 @@ def best_of_class(similarity: Tensor, labels: Tensor, way: int) -> Tensor:
     """
     none = similarity.new_full((*similarity.shape[:2], way), -torch.inf)
     return none.scatter_reduce(2, labels.unsqueeze(1).expand_as(similarity), similarity, "amax")
+
+
+def soft_best_of_class(similarity: Tensor, labels: Tensor, way: int) -> Tensor:
+    """The log of the summed exp(similarity) to all images of each class, -inf where there is none.
+
+    similarity: (batch, image, stored); labels: (batch, stored) -> (batch, image, way).
+    """
+    best = best_of_class(similarity.detach(), labels, way)
+    none = best == -torch.inf
+    index = labels.unsqueeze(1).expand_as(similarity)
+    shares = torch.exp(similarity - best.masked_fill(none, 0).gather(2, index))
+    return best + torch.zeros_like(best).scatter_add(2, index, shares).masked_fill(none, 1).log()
 
 
 def check_metric_weight(metric_weight: float, encoder: nn.Module) -> None:
