@@ -63,14 +63,17 @@ class MetricLearner(EmbeddingLearner):
 
     def loss(self, batch: EpisodeBatch) -> Tensor:
         """The mean `loss_of_scores` of all answers; support and queries are normalised as one batch."""
+        features = self.embed(all_images(batch))
+        loss = self.loss_of_features(features, batch)
+        if self.metric_weight and not isinstance(batch, KShotBatch):
+            loss = loss + self.metric_weight * across_episodes_loss(features, batch)
+        return loss
+
+    def loss_of_features(self, features: Tensor, batch: EpisodeBatch) -> Tensor:
+        """The mean `loss_of_scores` of all answers, from the features of `all_images`."""
         if not isinstance(batch, KShotBatch):
-            features = self.embed(batch.images)
-            loss = self.loss_of_scores(self.stream_scores(batch._replace(images=features)), batch.labels)
-            if self.metric_weight:
-                loss = loss + self.metric_weight * across_episodes_loss(features, batch)
-            return loss
+            return self.loss_of_scores(self.stream_scores(batch._replace(images=features)), batch.labels)
         support = batch.support
-        features = self.embed(torch.cat([support.images, batch.query_images], dim=1))
         shown, asked = features.tensor_split([support.images.shape[1]], dim=1)
         state = self.adapt_features(support._replace(images=shown))
         return self.loss_of_scores(self.scores(state, asked), batch.query_labels)
@@ -87,6 +90,13 @@ class MetricLearner(EmbeddingLearner):
         parts = (some_episodes(embedded, slice(start, start + EPISODES_AT_ONCE)) for start in starts)
         scores = torch.cat([self.stream_scores(part) for part in parts])
         self.new_score.copy_(best_new_score(scores, batch))
+
+
+def all_images(batch: EpisodeBatch) -> Tensor:
+    """Whatever a batch shows, support before queries: (batch, image, channel, height, width)."""
+    if isinstance(batch, KShotBatch):
+        return torch.cat([batch.support.images, batch.query_images], dim=1)
+    return batch.images
 
 
 SHARPNESS = 16.0

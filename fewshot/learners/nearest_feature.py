@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 
 from fewshot.episodes.batch import StreamBatch
-from fewshot.errors import LearnerError
 from fewshot.learners.backbones import Downsample, feature_size, image_encoder
 from fewshot.learners.metric import (
     NEW_COSINE,
@@ -33,6 +32,7 @@ from fewshot.learners.metric import (
     soft_best_of_class,
 )
 from fewshot.learners.nearest import Nearest
+from fewshot.learners.options import check_above_zero
 from fewshot.memory.attribution import Watch, append_only
 
 
@@ -60,8 +60,7 @@ class NearestFeature(Nearest):
         metric_weight: float = 0.0,
     ) -> None:
         super().__init__(image_shape, way)
-        if not sharpness > 0:
-            raise LearnerError(f"sharpness must be above 0; got {sharpness}")
+        check_above_zero(sharpness=sharpness)
         self.feature_size = feature_size(image_shape, widths, embedding_size)
         self.encoder, self.backbone_name = image_encoder(
             image_shape, widths, embedding_size, downsample=downsample, batch_norm=batch_norm

@@ -20,9 +20,12 @@ IMAGE_SHAPE = (1, 8, 8)
 WAY = 3
 SMALL: dict[str, dict[str, Any]] = {
     "attention": {"widths": (4, 4), "hidden_size": 12},
+    "baseline": {"widths": (4, 4), "classes": 5, "head_steps": 5},
+    "baseline_pp": {"widths": (4, 4), "classes": 5, "head_steps": 5},
     "feedforward": {"widths": (4, 4), "hidden_size": 12},
     "fomaml": {"widths": (4, 4)},
     "key_value": {"widths": (4, 4), "num_slots": 8},
+    "logistic": {"widths": (4, 4)},
     "lstm": {"widths": (4, 4), "hidden_size": 12},
     "maml": {"widths": (4, 4)},
     "mann": {"widths": (4, 4), "hidden_size": 12, "num_slots": 8, "word_size": 5, "read_heads": 2},
@@ -30,8 +33,14 @@ SMALL: dict[str, dict[str, Any]] = {
     "mann_ntm": {"widths": (4, 4), "hidden_size": 12, "num_slots": 8, "word_size": 5, "read_heads": 2},
     "mann_paper": {"hidden_size": 12},
     "mann_sparse": {"widths": (4, 4), "hidden_size": 12, "num_slots": 8, "word_size": 5, "read_heads": 2},
+    "matching": {"widths": (4, 4)},
+    "meta_baseline": {"widths": (4, 4), "classes": 5},
     "nearest_feature": {"widths": (4, 4)},
     "prototypical": {"widths": (4, 4)},
+    "relation": {"widths": (4, 4), "relation_width": 4},
+    "ridge": {"widths": (4, 4)},
+    "siamese": {"widths": (4, 4), "embedding_size": 6},
+    "simpleshot": {"widths": (4, 4), "classes": 5},
 }
 
 State = tuple[Tensor, Tensor]
