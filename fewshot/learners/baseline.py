@@ -1,5 +1,5 @@
-"""Baseline (Chen et al. 2019, "A Closer Look at Few-shot Classification", section 3.2): two linear classifiers,
-one over all training classes in training, and one fitted to the images shown (see `fitted_head.py`).
+"""Baseline (Chen et al. 2019, "A Closer Look at Few-shot Classification", section 3.2): two linear
+classifiers, one over all training classes in training, and one fitted to the images shown (`fitted_head.py`).
 
 | name     | equation                                                                | shape                 |
 |----------|-------------------------------------------------------------------------|-----------------------|

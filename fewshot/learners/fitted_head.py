@@ -4,13 +4,13 @@ Both are from Chen, Liu, Kira, Wang and Huang 2019, "A Closer Look at Few-shot C
 The encoder is trained with a classifier over all training classes (`class_training.py`) and stays as it is;
 to name images, a new classifier, the head, is fitted to the images shown by gradient descent.
 
-| name        | symbol | equation                                                     | shape                 |
-|-------------|--------|--------------------------------------------------------------|-----------------------|
-| targets     | Y      | the shown labels as one-hot vectors                          | (batch, image, way)   |
-| products    | K      | x_i . x_j of the shown images' features                      | (batch, image, image) |
-| coefficient | C      | weights are sums of features: w_c = sum over i of C_ic x_i   | (batch, image, way)   |
-| error       | E      | (softmax of the scores - Y) / images                         | (batch, image, way)   |
-| step        | V      | 0.9 V + 0.1 (gradient + 0.001 C); then C is C - 0.01 V       | (batch, image, way)   |
+| name        | symbol | equation                                                    | shape                 |
+|-------------|--------|-------------------------------------------------------------|-----------------------|
+| targets     | Y      | the shown labels as one-hot vectors                         | (batch, image, way)   |
+| products    | K      | x_i . x_j of the shown images' features                     | (batch, image, image) |
+| coefficient | C      | weights are sums of features: w_c = sum over i of C_ic x_i  | (batch, image, way)   |
+| error       | E      | (softmax of the scores - Y) / images                        | (batch, image, way)   |
+| step        | V      | 0.9 V + 0.1 (gradient + 0.001 C); then C is C - 0.01 V      | (batch, image, way)   |
 
 The steps are the paper's (100 of them, learning rate 0.01, momentum 0.9 dampened by 0.9, weight decay 0.001).
 What differs: a step takes all images shown, the paper's takes four; and no head starts from random weights,
@@ -99,7 +99,6 @@ def descend(gradient: Callable[[Tensor], Tensor], coefficients: Tensor, steps: i
     """The coefficients after so many steps of gradient descent. gradient: from the coefficients of weights to
     those of the loss's gradient by these weights.
     """
-
 
     def slope(coefficients: Tensor) -> Tensor:
         return gradient(coefficients) + WEIGHT_DECAY * coefficients

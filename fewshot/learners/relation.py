@@ -65,7 +65,9 @@ class Relation(CentroidLearner):
     def similarity(self, features: Tensor, means: Tensor) -> Tensor:
         images = features.shape[1]  # in training all pairs are normalised together
         together = images if self.training else max(1, PAIRS_AT_ONCE // means[..., 0].numel())
-        return torch.cat([self.relation(part, means) for part in features.split(together, dim=1)], dim=1)
+        return torch.cat(
+            [self.relation(part, means) for part in torch.split(features, together, dim=1)], dim=1
+        )
 
     def loss_of_scores(self, scores: Tensor, labels: Tensor) -> Tensor:
         """The mean squared error of the relations to the classes seen."""
@@ -105,4 +107,4 @@ class RelationModule(nn.Module):
     def _convolved(self, convolution: nn.Module, features: Tensor) -> Tensor:
         """(batch, image, feature) -> (batch, image, channel, height, width)."""
         maps: Tensor = convolution(features.reshape(-1, *self.maps))
-        return maps.unflatten(0, features.shape[:2])
+        return maps.view(*features.shape[:2], *maps.shape[1:])

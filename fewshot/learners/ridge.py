@@ -66,8 +66,12 @@ def ridge_weights(features: Tensor, targets: Tensor, regulariser: Tensor) -> Ten
     """
     images, size = features.shape[-2:]
     if images < size:
-        return features.mT @ torch.linalg.solve(_with_ridge(features @ features.mT, regulariser), targets)
-    return torch.linalg.solve(_with_ridge(features.mT @ features, regulariser), features.mT @ targets)
+        coefficients: Tensor = torch.linalg.solve(_with_ridge(features @ features.mT, regulariser), targets)
+        return features.mT @ coefficients
+    weights: Tensor = torch.linalg.solve(
+        _with_ridge(features.mT @ features, regulariser), features.mT @ targets
+    )
+    return weights
 
 
 def _with_ridge(products: Tensor, regulariser: Tensor) -> Tensor:

@@ -17,7 +17,14 @@ def patterns(classes: int, seed: int = 0) -> Tensor:
 
 
 def kshot(
-    of: Tensor, batch: int = 2, way: int = 4, shot: int = 2, query: int = 2, *, noise: float = 0.5, seed: int = 1
+    of: Tensor,
+    batch: int = 2,
+    way: int = 4,
+    shot: int = 2,
+    query: int = 2,
+    *,
+    noise: float = 0.5,
+    seed: int = 1,
 ) -> KShotBatch:
     """Episodes of so many of these patterns; class ids are their places."""
     random = torch.Generator().manual_seed(seed)
@@ -53,8 +60,6 @@ def train(learner: Learner, of: Tensor, steps: int, way: int, learning_rate: flo
         optimizer.step()
 
 
-def _images(
-    of: Tensor, class_ids: Tensor, labels: Tensor, noise: float, random: torch.Generator
-) -> Tensor:
+def _images(of: Tensor, class_ids: Tensor, labels: Tensor, noise: float, random: torch.Generator) -> Tensor:
     chosen = of[class_ids.gather(1, labels)]
     return chosen + noise * torch.randn(chosen.shape, generator=random)

@@ -18,7 +18,7 @@ from fewshot.learners.logistic import Logistic, logistic_coefficients
 from fewshot.learners.metric import MetricLearner
 from fewshot.learners.ridge import Ridge, ridge_weights
 from fewshot.learners.stored import Stored
-from tests.learners.made_up import SHAPE, accuracy, kshot, patterns, train
+from tests.learners.made_up import SHAPE
 
 WAY = 3
 Floats = NDArray[np.float64]
