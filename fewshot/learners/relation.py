@@ -22,8 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewshot.episodes.batch import StreamBatch
 from fewshot.learners.backbones import ConvBackbone, ConvBlock
 from fewshot.learners.centroids import CentroidLearner
+from fewshot.learners.metric import MetricLearner
 from fewshot.learners.options import check_at_least
 
 HALVINGS = 2
@@ -63,11 +65,15 @@ class Relation(CentroidLearner):
         return features
 
     def similarity(self, features: Tensor, means: Tensor) -> Tensor:
-        images = features.shape[1]  # in training all pairs are normalised together
-        together = images if self.training else max(1, PAIRS_AT_ONCE // means[..., 0].numel())
+        # In training all pairs are normalised together.
+        together = features.shape[1] if self.training else max(1, PAIRS_AT_ONCE // means[..., 0].numel())
         return torch.cat(
             [self.relation(part, means) for part in torch.split(features, together, dim=1)], dim=1
         )
+
+    def stream_scores(self, batch: StreamBatch) -> Tensor:
+        """Step by step: class means are maps, too many to keep those of all steps."""
+        return MetricLearner.stream_scores(self, batch)
 
     def loss_of_scores(self, scores: Tensor, labels: Tensor) -> Tensor:
         """The mean squared error of the relations to the classes seen."""
