@@ -35,7 +35,7 @@ from fewshot.learners.stored import Stored, StoringLearner
 
 
 class Matching(StoringLearner):
-    """Attention by cosine over all images shown; inductive, any way and shot."""
+    """Attention by cosine over all images shown; inductive, batch norm frozen, any way and shot."""
 
     batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
 

@@ -20,7 +20,7 @@ COSINE_SHARPNESS = 10.0
 
 
 class Prototypical(CentroidLearner):
-    """Nearest class mean in a learned feature space; inductive, any way and shot."""
+    """Nearest class mean in a learned feature space; inductive, batch norm frozen, any way and shot."""
 
     batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
     added_options: ClassVar[frozenset[str]] = frozenset({"distance"})

@@ -36,7 +36,7 @@ PAIRS_AT_ONCE = 4096
 
 
 class Relation(CentroidLearner):
-    """A learned measure between images and class means; inductive, any way and shot."""
+    """A learned measure between images and class means; inductive, batch norm frozen, any way and shot."""
 
     batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
 

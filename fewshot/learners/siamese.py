@@ -26,7 +26,7 @@ from fewshot.learners.options import check_at_least
 
 
 class Siamese(Nearest):
-    """Nearest stored image by a learned distance; inductive, any way and shot."""
+    """Nearest stored image by a learned distance; inductive, batch norm frozen, any way and shot."""
 
     batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
 

@@ -34,7 +34,7 @@ MOMENTUM = 0.1
 
 
 class SimpleShot(CentroidLearner):
-    """Nearest mean of centred features of unit length; inductive, any way and shot."""
+    """Nearest mean of centred features of unit length; inductive, batch norm frozen, any way and shot."""
 
     batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
     training_only: ClassVar[frozenset[str]] = CLASSIFIER

@@ -34,9 +34,11 @@ SMALL: dict[str, dict[str, Any]] = {
     "mann_paper": {"hidden_size": 12},
     "mann_sparse": {"widths": (4, 4), "hidden_size": 12, "num_slots": 8, "word_size": 5, "read_heads": 2},
     "matching": {"widths": (4, 4)},
+    "matching:full_context": {"widths": (4, 4), "full_context": True},
     "meta_baseline": {"widths": (4, 4), "classes": 5},
     "nearest_feature": {"widths": (4, 4)},
     "prototypical": {"widths": (4, 4)},
+    "prototypical:cosine": {"widths": (4, 4), "distance": "cosine"},
     "relation": {"widths": (4, 4), "relation_width": 4},
     "ridge": {"widths": (4, 4)},
     "siamese": {"widths": (4, 4), "embedding_size": 6},
@@ -290,7 +292,7 @@ BROKEN: dict[type[ClassMeans | MeansOfFeatures], tuple[str, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", learner_names())
+@pytest.mark.parametrize("name", sorted({*learner_names(), *SMALL}))
 def test_every_registered_learner_keeps_its_promises(name: str) -> None:
     torch.manual_seed(0)
     check_learner(build_learner(name, IMAGE_SHAPE, WAY, SMALL.get(name, {})))

@@ -50,7 +50,7 @@ def test_the_loss_is_the_cross_entropy_over_all_classes() -> None:
         ]
         losses.append(np.log(np.exp(3.0 * np.array(angles)).sum()) - 3.0 * angles[label])
     loss = classification_loss(classifier, features, batch)
-    assert float(loss) == pytest.approx(np.mean(losses), rel=1e-6)
+    assert loss.item() == pytest.approx(np.mean(losses), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", CLASS_TRAINED)
