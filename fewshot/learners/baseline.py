@@ -21,7 +21,7 @@ from fewshot.learners.fitted_head import FittedHead, HeadOptions, descend
 
 
 class Baseline(FittedHead):
-    """A linear head on an encoder trained by classification; inductive, batch norm frozen, any way and shot."""
+    """A linear head on a classifier's encoder; inductive, batch norm frozen, any way and shot."""
 
     def __init__(self, image_shape: tuple[int, int, int], way: int, **shared: Unpack[HeadOptions]) -> None:
         super().__init__(image_shape, way, classifier=linear_classifier, **shared)

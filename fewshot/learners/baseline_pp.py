@@ -26,7 +26,7 @@ SHARPNESS = 2.0
 
 
 class BaselinePp(FittedHead):
-    """A cosine head on an encoder trained by classification; inductive, batch norm frozen, any way and shot."""
+    """A cosine head on a classifier's encoder; inductive, batch norm frozen, any way and shot."""
 
     def __init__(self, image_shape: tuple[int, int, int], way: int, **shared: Unpack[HeadOptions]) -> None:
         super().__init__(image_shape, way, classifier=CosineClassifier, **shared)

@@ -28,7 +28,7 @@ from fewshot.learners.stored import Stored, StoringLearner
 
 
 class Logistic(StoringLearner):
-    """Logistic regression by Newton's steps behind a learned encoder; inductive, batch norm frozen, any way and shot."""
+    """Logistic regression by Newton's steps; inductive, batch norm frozen, any way and shot."""
 
     batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
 

@@ -35,7 +35,7 @@ SHARPNESS = 10.0
 
 
 class MetaBaseline(CentroidLearner):
-    """Nearest class mean by cosine with a learned sharpness; inductive, batch norm frozen, any way and shot."""
+    """Nearest class mean by sharpened cosine; inductive, batch norm frozen, any way and shot."""
 
     batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
     training_only: ClassVar[frozenset[str]] = CLASSIFIER

@@ -25,7 +25,7 @@ from fewshot.learners.stored import Stored, StoringLearner
 
 
 class Ridge(StoringLearner):
-    """Ridge regression in closed form behind a learned encoder; inductive, batch norm frozen, any way and shot."""
+    """Ridge regression in closed form; inductive, batch norm frozen, any way and shot."""
 
     batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
 
