@@ -33,10 +33,13 @@ _METADATA = ("learner", "version", "options", "image_shape", "way", "tensors_sha
 def save_learner(learner: Learner, path: Path, name: str, options: dict[str, Any], **facts: str) -> str:
     """Write the checkpoint (to a temporary name, then renamed) and return its SHA-256 in hexadecimal.
 
-    name and options are what `build_learner` needs to make the learner again; facts are kept with them.
+    name and options are what `build_learner` needs to make the learner again; facts are kept with them. What
+    only training needs is left out.
     """
     tensors: dict[str, Tensor] = {}
     for key, value in learner.state_dict().items():
+        if _only_for_training(learner, key):
+            continue
         tensors |= _stored(key, value.detach().cpu().contiguous())
     metadata = facts | {
         "learner": name,
@@ -54,7 +57,7 @@ def save_learner(learner: Learner, path: Path, name: str, options: dict[str, Any
 def load_learner(
     path: Path | str, expect: str | None = None, options: Mapping[str, Any] | None = None
 ) -> Learner:
-    """The learner of a checkpoint, in evaluation mode.
+    """The learner of a checkpoint, in evaluation mode; what only training needs is fresh.
 
     expect: the learner id that the caller needs. options: in place of those it was trained with, for what
     concerns answering alone (how many inner steps MAML takes, say). LearnerError where the file holds
@@ -74,7 +77,7 @@ def load_learner(
     image_shape, trained = (json.loads(metadata[key]) for key in ("image_shape", "options"))
     learner = build_learner(name, tuple(image_shape), int(metadata["way"]), trained | dict(options or {}))
     try:
-        learner.load_state_dict(_restored(tensors))
+        learner.load_state_dict(_fresh_training_only(learner) | _restored(tensors))
     except RuntimeError as error:
         raise LearnerError(f"{path} does not fit {name!r}: {' '.join(str(error).split())}") from None
     return learner.eval()
@@ -87,6 +90,16 @@ def checkpoint_facts(path: Path) -> dict[str, str]:
 
 def file_sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _only_for_training(learner: Learner, key: str) -> bool:
+    return key.partition(".")[0] in learner.training_only
+
+
+def _fresh_training_only(learner: Learner) -> dict[str, Tensor]:
+    """What a checkpoint leaves out, as it was built."""
+    state = learner.state_dict()
+    return {key: value for key, value in state.items() if _only_for_training(learner, key)}
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -206,7 +206,7 @@ def check_learner_settings(settings: LearnerSettings, split: Split) -> None:
     if not learner.trainable:
         return
     train = settings.train
-    check_askable(learner, train)
+    check_askable(learner, split, train)
     if train.augment:
         train.augment.build()
     protocols = (train.episodes.build(), validation_protocol(train))

@@ -108,7 +108,7 @@ def train(
     settings = settings or TrainSettings()
     if not learner.trainable:
         raise LearnerError(f"{type(learner).__name__} has nothing to train: use fewshot.calibrate")
-    check_askable(learner, settings)
+    check_askable(learner, split, settings)
     device = next((p.device for p in learner.parameters()), torch.device("cpu"))
     train_pool, val_pool = training_pools(split, settings)
     augment = settings.augment.build() if settings.augment else None
@@ -193,8 +193,15 @@ def calibrate(learner: Learner, split: Split, log: TrainLog | None = None) -> No
         counts[: len(pool)] += drawn  # upright classes come first in a pool with turned ones
 
 
-def check_askable(learner: Learner, settings: TrainSettings) -> None:
+def check_askable(learner: Learner, split: Split, settings: TrainSettings) -> None:
     """Raise LearnerError unless the episodes of training and of validation can be put to the learner."""
+    classes = len(training_pools(split, settings)[0])
+    if learner.classes is not None and classes > learner.classes:
+        raise LearnerError(
+            f"{type(learner).__name__} tells {learner.classes} training classes apart, and there are "
+            f"{classes}{' with the turned ones' if settings.rotations else ''}: set its option classes to "
+            f"{classes}"
+        )
     if settings.curriculum and learner.fixed_way:
         raise LearnerError(
             f"{type(learner).__name__} answers only {learner.way}-way episodes and cannot grow with a "

@@ -35,7 +35,8 @@ SHARES = 8
 
 
 class ConvBlock(nn.Sequential):
-    """3x3 convolution, batch norm, ReLU; halves the image by 2x2 max-pooling or by the convolution's stride.
+    """3x3 convolution, batch norm, ReLU; halves the image by 2x2 max-pooling or by the convolution's stride,
+    or leaves its size as it is ("none").
 
     batch_norm: "frozen" uses the statistics of training when evaluating; "batch" always those of the images
     shown together, which makes an answer depend on its neighbours; "none" leaves it out.
@@ -49,7 +50,7 @@ class ConvBlock(nn.Sequential):
         channels: int,
         width: int,
         *,
-        downsample: Downsample = "pool",
+        downsample: Downsample | Literal["none"] = "pool",
         batch_norm: BatchNormMode = "frozen",
     ) -> None:
         stride = 2 if downsample == "stride" else 1
@@ -66,7 +67,7 @@ class ConvBlock(nn.Sequential):
         self.stride = stride
 
     def forward(self, images: Tensor) -> Tensor:
-        """(image, channel, height, width) -> (image, width, half of height, half of width)."""
+        """(image, channel, height, width) -> (image, width, height, width), the last two halved or not."""
         convolution, norm, *others = self
         assert isinstance(convolution, nn.Conv2d)
         if not isinstance(norm, nn.BatchNorm2d):
@@ -153,24 +154,33 @@ class ConvBackbone(ImageNetwork):
         *,
         downsample: Downsample = "pool",
         batch_norm: BatchNormMode = "frozen",
+        halvings: int | None = None,
     ) -> None:
+        """halvings: how many of the blocks, from the first on, halve the image; None for all."""
         super().__init__()
         channels, height, width = image_shape
         rounding = 1 if downsample == "stride" else 0  # a stride rounds odd sizes up, pooling rounds down
-        for _ in widths:
+        halvings = len(widths) if halvings is None else halvings
+        for _ in widths[:halvings]:
             height, width = (height + rounding) // 2, (width + rounding) // 2
         if not widths or min(height, width) < 1:
             raise LearnerError(
-                f"{len(widths)} convolution blocks, each halving the image, do not fit "
+                f"{len(widths)} convolution blocks, {halvings} of them halving the image, do not fit "
                 f"{image_shape[1]}x{image_shape[2]}: give fewer widths (at least one) or a larger image"
             )
         check_at_least(1, widths=min(widths))
         self.image_shape = image_shape
-        self.output_size = widths[-1] * height * width
+        self.output_shape = (widths[-1], height, width)
+        self.output_size = math.prod(self.output_shape)
         self.blocks = nn.Sequential(
             *(
-                ConvBlock(before, after, downsample=downsample, batch_norm=batch_norm)
-                for before, after in pairwise((channels, *widths))
+                ConvBlock(
+                    before,
+                    after,
+                    downsample=downsample if number < halvings else "none",
+                    batch_norm=batch_norm,
+                )
+                for number, (before, after) in enumerate(pairwise((channels, *widths)))
             )
         )
         self.to(memory_format=torch.channels_last)

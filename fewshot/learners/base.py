@@ -42,6 +42,8 @@ class Learner(nn.Module, ABC):
     fixed_way: whether the learner answers only the way it was built for; an option may decide it.
     batch_norm: "none"; "frozen" (statistics from training); "batch" (of the images shown together).
     trainable: whether there is anything to train.
+    training_only: names of the modules that only training needs; a checkpoint leaves them out.
+    classes: how many training classes there may be, where training tells all of them apart; None for any.
     backbone_name: what turns images into features, as tables name it; None for learners on pixels.
     presentations: the presentations that the learner answers in a stream, None for all; where answering is
         expensive, the record says which were asked.
@@ -57,6 +59,8 @@ class Learner(nn.Module, ABC):
     fixed_way: bool = False
     batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "none"
     trainable: ClassVar[bool] = True
+    training_only: ClassVar[frozenset[str]] = frozenset()
+    classes: int | None = None
     backbone_name: str | None = None
     presentations: ClassVar[tuple[int, ...] | None] = None
     added_options: ClassVar[frozenset[str]] = frozenset()

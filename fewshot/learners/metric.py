@@ -21,6 +21,9 @@ from fewshot.errors import LearnerError
 from fewshot.learners.base import State, name_in_turn
 from fewshot.learners.embedding import EmbeddingLearner, embed_in_parts
 
+NEW_COSINE = 0.4
+"""Where scores are cosines times a sharpness, the new score before calibration is that of this cosine."""
+
 EPISODES_AT_ONCE = 8
 """In calibration: so many streams are scored side by side, to bound the memory."""
 
@@ -60,14 +63,17 @@ class MetricLearner(EmbeddingLearner):
 
     def loss(self, batch: EpisodeBatch) -> Tensor:
         """The mean `loss_of_scores` of all answers; support and queries are normalised as one batch."""
+        features = self.embed(all_images(batch))
+        loss = self.loss_of_features(features, batch)
+        if self.metric_weight and not isinstance(batch, KShotBatch):
+            loss = loss + self.metric_weight * across_episodes_loss(features, batch)
+        return loss
+
+    def loss_of_features(self, features: Tensor, batch: EpisodeBatch) -> Tensor:
+        """The mean `loss_of_scores` of all answers, from the features of `all_images`."""
         if not isinstance(batch, KShotBatch):
-            features = self.embed(batch.images)
-            loss = self.loss_of_scores(self.stream_scores(batch._replace(images=features)), batch.labels)
-            if self.metric_weight:
-                loss = loss + self.metric_weight * across_episodes_loss(features, batch)
-            return loss
+            return self.loss_of_scores(self.stream_scores(batch._replace(images=features)), batch.labels)
         support = batch.support
-        features = self.embed(torch.cat([support.images, batch.query_images], dim=1))
         shown, asked = features.tensor_split([support.images.shape[1]], dim=1)
         state = self.adapt_features(support._replace(images=shown))
         return self.loss_of_scores(self.scores(state, asked), batch.query_labels)
@@ -86,6 +92,13 @@ class MetricLearner(EmbeddingLearner):
         self.new_score.copy_(best_new_score(scores, batch))
 
 
+def all_images(batch: EpisodeBatch) -> Tensor:
+    """Whatever a batch shows, support before queries: (batch, image, channel, height, width)."""
+    if isinstance(batch, KShotBatch):
+        return torch.cat([batch.support.images, batch.query_images], dim=1)
+    return batch.images
+
+
 SHARPNESS = 16.0
 """Of `across_episodes_loss`, for squared distances per feature, by which two unlike images lie about 2 apart.
 16 was the first value tried."""
@@ -98,6 +111,11 @@ def squared_distances(points: Tensor, others: Tensor) -> Tensor:
     """
     lengths = points.square().sum(-1).unsqueeze(-1) + others.square().sum(-1).unsqueeze(-2)
     return (lengths - 2 * points @ others.mT).clamp(min=0)
+
+
+def cosines(points: Tensor, others: Tensor) -> Tensor:
+    """(..., point, feature), (..., other, feature) -> (..., point, other); 0 to a vector of zeros."""
+    return F.normalize(points, dim=-1) @ F.normalize(others, dim=-1).mT
 
 
 def counts_before(labels: Tensor, way: int) -> Tensor:
@@ -113,6 +131,18 @@ def best_of_class(similarity: Tensor, labels: Tensor, way: int) -> Tensor:
     """
     none = similarity.new_full((*similarity.shape[:2], way), -torch.inf)
     return none.scatter_reduce(2, labels.unsqueeze(1).expand_as(similarity), similarity, "amax")
+
+
+def soft_best_of_class(similarity: Tensor, labels: Tensor, way: int) -> Tensor:
+    """The log of the summed exp(similarity) to all images of each class, -inf where there is none.
+
+    similarity: (batch, image, stored); labels: (batch, stored) -> (batch, image, way).
+    """
+    best = best_of_class(similarity.detach(), labels, way)
+    none = best == -torch.inf
+    index = labels.unsqueeze(1).expand_as(similarity)
+    shares = torch.exp(similarity - best.masked_fill(none, 0).gather(2, index))
+    return best + torch.zeros_like(best).scatter_add(2, index, shares).masked_fill(none, 1).log()
 
 
 def check_metric_weight(metric_weight: float, encoder: nn.Module) -> None:

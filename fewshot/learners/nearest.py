@@ -1,34 +1,17 @@
-"""What learners by nearest neighbour share: every image shown is stored with its label, for good."""
+"""What learners by nearest neighbour share: an image is compared with each image stored."""
 
 from abc import abstractmethod
-from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fewshot.episodes.batch import StreamBatch, Support
-from fewshot.learners.metric import MetricLearner, best_of_class
+from fewshot.episodes.batch import StreamBatch
+from fewshot.learners.metric import best_of_class
+from fewshot.learners.stored import Stored, StoringLearner
 
 
-class Stored(NamedTuple):
-    """Every image so far.
-
-    features: (batch, image, feature); labels: (batch, image); counts: (batch, way), images of each class.
-    """
-
-    features: Tensor
-    labels: Tensor
-    counts: Tensor
-
-
-class Nearest(MetricLearner):
-    """The score of a class comes from the similarity of its stored images alone.
-
-    feature_size: how many features `embed` gives.
-    """
-
-    feature_size: int
+class Nearest(StoringLearner):
+    """The score of a class comes from the similarity of its stored images alone."""
 
     @abstractmethod
     def similarity(self, features: Tensor, stored: Tensor) -> Tensor:
@@ -41,21 +24,6 @@ class Nearest(MetricLearner):
         -> (batch, image, way).
         """
         return best_of_class(similarity, labels, way)
-
-    def start(self, batch: int, way: int) -> Stored:
-        features = self.new_score.new_zeros(batch, 0, self.feature_size)
-        labels = features.new_zeros(batch, 0, dtype=torch.int64)
-        return Stored(features, labels, labels.new_zeros(batch, way))
-
-    def observe_features(self, state: Stored, features: Tensor, label: Tensor) -> Stored:
-        return Stored(
-            torch.cat([state.features, features.unsqueeze(1)], dim=1),
-            torch.cat([state.labels, label.unsqueeze(1)], dim=1),
-            state.counts + F.one_hot(label, state.counts.shape[1]),
-        )
-
-    def adapt_features(self, support: Support) -> Stored:
-        return Stored(support.images, support.labels, F.one_hot(support.labels, support.way).sum(1))
 
     def scores(self, state: Stored, features: Tensor) -> Tensor:
         similarity = self.similarity(features, state.features)

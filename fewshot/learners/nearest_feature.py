@@ -20,18 +20,20 @@ import math
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewshot.episodes.batch import StreamBatch
-from fewshot.errors import LearnerError
 from fewshot.learners.backbones import CONV, Backbone, Downsample, feature_size, image_encoder
-from fewshot.learners.metric import best_of_class, check_metric_weight
+from fewshot.learners.metric import (
+    NEW_COSINE,
+    best_of_class,
+    check_metric_weight,
+    cosines,
+    soft_best_of_class,
+)
 from fewshot.learners.nearest import Nearest
+from fewshot.learners.options import check_above_zero
 from fewshot.memory.attribution import Watch, append_only
-
-NEW_COSINE = 0.4
-"""The new score before training is that of one stored image at this cosine."""
 
 
 class NearestFeature(Nearest):
@@ -60,8 +62,7 @@ class NearestFeature(Nearest):
         backbone: Backbone = CONV,
     ) -> None:
         super().__init__(image_shape, way)
-        if not sharpness > 0:
-            raise LearnerError(f"sharpness must be above 0; got {sharpness}")
+        check_above_zero(sharpness=sharpness)
         self.feature_size = feature_size(image_shape, widths, embedding_size, backbone)
         self.encoder, self.backbone_name = image_encoder(
             image_shape,
@@ -81,8 +82,7 @@ class NearestFeature(Nearest):
         return features
 
     def similarity(self, features: Tensor, stored: Tensor) -> Tensor:
-        cosines = F.normalize(features, dim=-1) @ F.normalize(stored, dim=-1).mT
-        return self.log_sharpness.exp() * cosines
+        return self.log_sharpness.exp() * cosines(features, stored)
 
     def of_class(self, similarity: Tensor, labels: Tensor, way: int) -> Tensor:
         of_class = soft_best_of_class if self.soft else best_of_class
@@ -98,15 +98,3 @@ class NearestFeature(Nearest):
             similarity = similarity.masked_fill(others, -torch.inf)
         read = torch.exp(similarity - logits.logsumexp(dim=-1, keepdim=True))
         return logits, append_only(read, offset=-1)
-
-
-def soft_best_of_class(similarity: Tensor, labels: Tensor, way: int) -> Tensor:
-    """The log of the summed exp(similarity) to all images of each class, -inf where there is none.
-
-    similarity: (batch, image, stored); labels: (batch, stored) -> (batch, image, way).
-    """
-    best = best_of_class(similarity.detach(), labels, way)
-    none = best == -torch.inf
-    index = labels.unsqueeze(1).expand_as(similarity)
-    shares = torch.exp(similarity - best.masked_fill(none, 0).gather(2, index))
-    return best + torch.zeros_like(best).scatter_add(2, index, shares).masked_fill(none, 1).log()

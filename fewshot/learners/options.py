@@ -10,6 +10,13 @@ def check_at_least(minimum: int, **options: float | None) -> None:
             raise LearnerError(f"{name} must be at least {minimum}; got {value}")
 
 
+def check_above_zero(**options: float) -> None:
+    """Raise LearnerError for the first of these options that is not above 0."""
+    for name, value in options.items():
+        if not value > 0:
+            raise LearnerError(f"{name} must be above 0; got {value}")
+
+
 def check_fraction(**options: float) -> None:
     """Raise LearnerError for the first of these options that is not from 0 to 1."""
     for name, value in options.items():

@@ -2,37 +2,29 @@
 
 A class is the mean of its images' features (equation 1); an image belongs to the class whose mean is
 nearest by squared Euclidean distance (equation 2). Nothing is learned inside an episode but the means.
+With distance = "cosine" an image is compared by cosine, as in the paper's section 3.2; the paper multiplies
+it by nothing, here it is multiplied by a constant, or no answer could be certain.
 """
 
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fewshot.episodes.batch import StreamBatch, Support
 from fewshot.errors import LearnerError
 from fewshot.learners.backbones import CONV, Backbone
-from fewshot.learners.metric import MetricLearner, counts_before, squared_distances
+from fewshot.learners.centroids import CentroidLearner
+from fewshot.learners.metric import NEW_COSINE, cosines, squared_distances
+
+COSINE_SHARPNESS = 10.0
+"""By which cosines are multiplied."""
 
 
-class Prototypes(NamedTuple):
-    """sums: (batch, way, feature), of the features of each class's images; counts: (batch, way)."""
-
-    sums: Tensor
-    counts: Tensor
-
-    @property
-    def means(self) -> Tensor:
-        """(batch, way, feature); zero for a class not seen."""
-        return self.sums / self.counts.clamp(min=1).unsqueeze(-1)
-
-
-class Prototypical(MetricLearner):
-    """Nearest class mean in a learned feature space; inductive, any way and shot."""
+class Prototypical(CentroidLearner):
+    """Nearest class mean in a learned feature space; inductive, batch norm frozen, any way and shot."""
 
     batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
-    added_options: ClassVar[frozenset[str]] = frozenset({"backbone"})
+    added_options: ClassVar[frozenset[str]] = frozenset({"backbone", "distance"})
 
     def __init__(
         self,
@@ -40,6 +32,7 @@ class Prototypical(MetricLearner):
         way: int,
         *,
         widths: tuple[int, ...] = (64, 64, 64, 64),
+        distance: Literal["squared_euclidean", "cosine"] = "squared_euclidean",
         backbone: Backbone = CONV,
     ) -> None:
         """widths: channels of each convolution block, where the backbone is one of convolution blocks.
@@ -54,33 +47,17 @@ class Prototypical(MetricLearner):
             )
         self.backbone = backbone.build(image_shape, widths)
         self.backbone_name = self.backbone.name
-        # Of the order of the distances of a fresh network, so that streams can be trained on uncalibrated.
-        self.register_buffer("new_score", torch.tensor(-float(self.backbone.output_size)))
-
-    def start(self, batch: int, way: int) -> Prototypes:
-        sums = self.new_score.new_zeros(batch, way, self.backbone.output_size)
-        return Prototypes(sums, sums.new_zeros(batch, way))
+        self.feature_size = self.backbone.output_size
+        self.distance = distance
+        # Of the order of the scores of a fresh network, so that streams can be trained on uncalibrated.
+        new_score = -float(self.feature_size) if distance != "cosine" else NEW_COSINE * COSINE_SHARPNESS
+        self.register_buffer("new_score", torch.tensor(new_score))
 
     def embed(self, images: Tensor) -> Tensor:
         features: Tensor = self.backbone(images)
         return features
 
-    def observe_features(self, state: Prototypes, features: Tensor, label: Tensor) -> Prototypes:
-        shown = F.one_hot(label, state.counts.shape[1]).to(state.counts)
-        return Prototypes(state.sums + shown.unsqueeze(-1) * features.unsqueeze(1), state.counts + shown)
-
-    def adapt_features(self, support: Support) -> Prototypes:
-        shown = F.one_hot(support.labels, support.way).to(support.images)
-        return Prototypes(shown.mT @ support.images, shown.sum(1))
-
-    def scores(self, state: Prototypes, features: Tensor) -> Tensor:
-        scores = -squared_distances(features, state.means)
-        return scores.masked_fill(state.counts.unsqueeze(1) == 0, -torch.inf)
-
-    def stream_scores(self, batch: StreamBatch) -> Tensor:
-        features, labels = batch.images, batch.labels
-        shown = F.one_hot(labels, batch.way).to(features)
-        contributions = shown.unsqueeze(-1) * features.unsqueeze(2)
-        sums = contributions.cumsum(1) - contributions
-        before = Prototypes(sums.flatten(0, 1), counts_before(labels, batch.way).flatten(0, 1))
-        return self.scores(before, features.flatten(0, 1).unsqueeze(1)).reshape(*labels.shape, batch.way)
+    def similarity(self, features: Tensor, means: Tensor) -> Tensor:
+        if self.distance == "cosine":
+            return COSINE_SHARPNESS * cosines(features, means)
+        return -squared_distances(features, means)

@@ -16,9 +16,12 @@ from fewshot.errors import LearnerError, unknown
 from fewshot.learners.anil import Anil
 from fewshot.learners.attention import Attention
 from fewshot.learners.base import Learner
+from fewshot.learners.baseline import Baseline
+from fewshot.learners.baseline_pp import BaselinePp
 from fewshot.learners.count_guesser import CountGuesser
 from fewshot.learners.feedforward import Feedforward
 from fewshot.learners.key_value import KeyValue
+from fewshot.learners.logistic import Logistic
 from fewshot.learners.lstm import Lstm
 from fewshot.learners.maml import Fomaml, Maml
 from fewshot.learners.mann import Mann
@@ -26,19 +29,28 @@ from fewshot.learners.mann_dnc import MannDnc
 from fewshot.learners.mann_ntm import MannNtm
 from fewshot.learners.mann_paper import MannPaper
 from fewshot.learners.mann_sparse import MannSparse
+from fewshot.learners.matching import Matching
+from fewshot.learners.meta_baseline import MetaBaseline
 from fewshot.learners.metasgd import MetaSgd
 from fewshot.learners.nearest_feature import NearestFeature
 from fewshot.learners.nearest_neighbour import NearestNeighbour
 from fewshot.learners.prototypical import Prototypical
+from fewshot.learners.relation import Relation
 from fewshot.learners.reptile import Reptile
+from fewshot.learners.ridge import Ridge
+from fewshot.learners.siamese import Siamese
+from fewshot.learners.simpleshot import SimpleShot
 
 _CLASSES: dict[str, type[Learner]] = {
     "anil": Anil,
     "attention": Attention,
+    "baseline": Baseline,
+    "baseline_pp": BaselinePp,
     "count_guesser": CountGuesser,
     "feedforward": Feedforward,
     "fomaml": Fomaml,
     "key_value": KeyValue,
+    "logistic": Logistic,
     "lstm": Lstm,
     "maml": Maml,
     "mann": Mann,
@@ -46,11 +58,17 @@ _CLASSES: dict[str, type[Learner]] = {
     "mann_ntm": MannNtm,
     "mann_paper": MannPaper,
     "mann_sparse": MannSparse,
+    "matching": Matching,
+    "meta_baseline": MetaBaseline,
     "metasgd": MetaSgd,
     "nearest_feature": NearestFeature,
     "nearest_neighbour": NearestNeighbour,
     "prototypical": Prototypical,
+    "relation": Relation,
     "reptile": Reptile,
+    "ridge": Ridge,
+    "siamese": Siamese,
+    "simpleshot": SimpleShot,
 }
 
 

@@ -37,12 +37,16 @@ GROWN = {"episodes": STREAM["episodes"] | {"labels": "string"}, "curriculum": {"
 """Of 3 classes, from step 5 on 4, from step 10 on 5."""
 SMALL = {"widths": [4, 8]}
 MANN = SMALL | {"embedding_size": 8, "hidden_size": 16, "num_slots": 24, "word_size": 6, "read_heads": 2}
+BY_CLASS = SMALL | {"classes": 40}
 RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "anil": ("anil", SMALL, KSHOT),
     "attention": ("attention", SMALL | {"embedding_size": 8, "hidden_size": 16}, STREAM),
+    "baseline": ("baseline", BY_CLASS, KSHOT),
+    "baseline_pp": ("baseline_pp", BY_CLASS, KSHOT),
     "feedforward": ("feedforward", SMALL | {"embedding_size": 8, "hidden_size": 16}, STREAM),
     "fomaml": ("fomaml", SMALL, KSHOT),
     "key_value": ("key_value", SMALL | {"embedding_size": 8, "num_slots": 12}, STREAM),
+    "logistic": ("logistic", SMALL, KSHOT),
     "lstm": ("lstm", SMALL | {"embedding_size": 8, "hidden_size": 16}, STREAM),
     "maml": ("maml", SMALL, KSHOT),
     "maml with all of MAML++": (
@@ -62,11 +66,19 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         LONG,
     ),
     "mann_sparse": ("mann_sparse", MANN, STREAM),
+    "matching with full context": ("matching", SMALL | {"full_context": True}, KSHOT),
+    "matching": ("matching", SMALL, KSHOT),
+    "meta_baseline": ("meta_baseline", BY_CLASS | {"classification_steps": 10}, KSHOT),
     "metasgd": ("metasgd", SMALL, KSHOT),
     "nearest_feature": ("nearest_feature", SMALL | {"embedding_size": 8}, STREAM),
     "prototypical": ("prototypical", SMALL, KSHOT),
+    "prototypical by cosine": ("prototypical", SMALL | {"distance": "cosine"}, KSHOT),
     "prototypical on streams": ("prototypical", SMALL, STREAM),
+    "relation": ("relation", SMALL | {"relation_width": 4}, KSHOT),
     "reptile": ("reptile", SMALL, KSHOT),
+    "ridge": ("ridge", SMALL, KSHOT),
+    "siamese": ("siamese", SMALL | {"embedding_size": 8}, KSHOT),
+    "simpleshot": ("simpleshot", BY_CLASS, KSHOT),
 }
 """By name: the learner, its options, and how it is trained."""
 

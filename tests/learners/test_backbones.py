@@ -23,6 +23,21 @@ def test_output_size(downsample: Downsample, size: int, features: int) -> None:
     assert backbone(torch.zeros(2, 3, 1, size, size)).shape == (2, 3, features)
 
 
+def test_the_first_blocks_alone_may_halve() -> None:
+    torch.manual_seed(0)
+    backbone = ConvBackbone((1, 12, 12), (4, 8, 6), halvings=1).eval()
+    assert backbone.output_shape == (6, 6, 6)
+    maps = images = torch.randn(2, 1, 12, 12)
+    for number, (convolution, norm, *_) in enumerate(backbone.blocks):
+        maps = norm(convolution(maps)).relu()
+        maps = nn.functional.max_pool2d(maps, 2) if number == 0 else maps
+    torch.testing.assert_close(backbone(images), maps.flatten(1))
+    with pytest.raises(
+        LearnerError, match="3 convolution blocks, 2 of them halving the image, do not fit 3x3"
+    ):
+        ConvBackbone((1, 3, 3), (4, 4, 4), halvings=2)
+
+
 def test_leading_dimensions_and_memory_format_change_nothing() -> None:
     torch.manual_seed(0)
     backbone = ConvBackbone((3, 12, 12), (4, 8)).eval()

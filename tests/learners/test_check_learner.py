@@ -21,9 +21,12 @@ WAY = 3
 SMALL: dict[str, dict[str, Any]] = {
     "anil": {"widths": (4, 4)},
     "attention": {"widths": (4, 4), "hidden_size": 12},
+    "baseline": {"widths": (4, 4), "classes": 5, "head_steps": 5},
+    "baseline_pp": {"widths": (4, 4), "classes": 5, "head_steps": 5},
     "feedforward": {"widths": (4, 4), "hidden_size": 12},
     "fomaml": {"widths": (4, 4)},
     "key_value": {"widths": (4, 4), "num_slots": 8},
+    "logistic": {"widths": (4, 4)},
     "lstm": {"widths": (4, 4), "hidden_size": 12},
     "maml": {"widths": (4, 4)},
     "mann": {"widths": (4, 4), "hidden_size": 12, "num_slots": 8, "word_size": 5, "read_heads": 2},
@@ -31,10 +34,18 @@ SMALL: dict[str, dict[str, Any]] = {
     "mann_ntm": {"widths": (4, 4), "hidden_size": 12, "num_slots": 8, "word_size": 5, "read_heads": 2},
     "mann_paper": {"hidden_size": 12},
     "mann_sparse": {"widths": (4, 4), "hidden_size": 12, "num_slots": 8, "word_size": 5, "read_heads": 2},
+    "matching": {"widths": (4, 4)},
+    "matching:full_context": {"widths": (4, 4), "full_context": True},
+    "meta_baseline": {"widths": (4, 4), "classes": 5},
     "metasgd": {"widths": (4, 4)},
     "nearest_feature": {"widths": (4, 4)},
     "prototypical": {"widths": (4, 4)},
+    "prototypical:cosine": {"widths": (4, 4), "distance": "cosine"},
+    "relation": {"widths": (4, 4), "relation_width": 4},
     "reptile": {"widths": (4, 4), "inner_steps_test": 5},
+    "ridge": {"widths": (4, 4)},
+    "siamese": {"widths": (4, 4), "embedding_size": 6},
+    "simpleshot": {"widths": (4, 4), "classes": 5},
 }
 
 State = tuple[Tensor, Tensor]
@@ -284,7 +295,7 @@ BROKEN: dict[type[ClassMeans | MeansOfFeatures], tuple[str, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", learner_names())
+@pytest.mark.parametrize("name", sorted({*learner_names(), *SMALL}))
 def test_every_registered_learner_keeps_its_promises(name: str) -> None:
     torch.manual_seed(0)
     check_learner(build_learner(name, IMAGE_SHAPE, WAY, SMALL.get(name, {})))

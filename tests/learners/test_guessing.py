@@ -34,12 +34,16 @@ STREAM = Stream(way=WAY, length=50, counts="exact")
 EPISODES = 200
 ENCODER = {"widths": [4, 8], "embedding_size": 32}
 MEMORY = ENCODER | {"hidden_size": 24}
+BY_CLASS = {"widths": [4, 8], "classes": 4 * CLASSES}
 OPTIONS: dict[str, dict[str, Any]] = {
     "anil": {"widths": [4, 8]},
     "attention": MEMORY,
+    "baseline": BY_CLASS | {"head_steps": 5},
+    "baseline_pp": BY_CLASS | {"head_steps": 5},
     "feedforward": MEMORY,
     "fomaml": {"widths": [4, 8]},
     "key_value": ENCODER,
+    "logistic": {"widths": [4, 8]},
     "lstm": MEMORY,
     "maml": {"widths": [4, 8]},
     "mann": MEMORY | {"num_slots": 24, "word_size": 12},
@@ -47,10 +51,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mann_ntm": MEMORY | {"num_slots": 24, "word_size": 12},
     "mann_paper": {"hidden_size": 24},
     "mann_sparse": MEMORY | {"num_slots": 24, "word_size": 12},
+    "matching": {"widths": [4, 8]},
+    "meta_baseline": BY_CLASS | {"classification_steps": 20},
     "metasgd": {"widths": [4, 8]},
     "nearest_feature": ENCODER,
     "prototypical": {"widths": [4, 8]},
+    "relation": {"widths": [4, 8], "relation_width": 8},
     "reptile": {"widths": [4, 8], "inner_learning_rate": 0.01, "inner_steps_test": 10},
+    "ridge": {"widths": [4, 8]},
+    "siamese": {"widths": [4, 8], "embedding_size": 32},
+    "simpleshot": BY_CLASS,
 }
 KSHOT_TRAINING = {
     "episodes": {"protocol": "kshot", "way": WAY, "query": 5},

@@ -1,5 +1,7 @@
 """Prototypes against their definition, and the new score that streams are calibrated with."""
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,15 +9,16 @@ from torch import Tensor
 from fewshot.episodes.batch import KShotBatch, StreamBatch, Support
 from fewshot.episodes.source import presentation
 from fewshot.learners.metric import best_new_score, counts_before, squared_distances
-from fewshot.learners.prototypical import Prototypical
+from fewshot.learners.prototypical import COSINE_SHARPNESS, Prototypical
+from fewshot.learners.registry import telling_options
 
 WAY = 4
 IMAGE_SHAPE = (1, 10, 10)
 
 
-def build() -> Prototypical:
+def build(distance: Literal["squared_euclidean", "cosine"] = "squared_euclidean") -> Prototypical:
     torch.manual_seed(0)
-    return Prototypical(IMAGE_SHAPE, WAY, widths=(4, 6)).double()
+    return Prototypical(IMAGE_SHAPE, WAY, widths=(4, 6), distance=distance).double()
 
 
 def kshot(batch: int = 3, shot: int = 2, query: int = 2) -> KShotBatch:
@@ -43,8 +46,9 @@ def accuracy(logits: Tensor, labels: Tensor, where: Tensor) -> float:
     return float((logits.argmax(-1) == labels)[where].double().mean())
 
 
-def test_logits_are_minus_the_squared_distance_to_the_class_mean() -> None:
-    learner, batch = build().eval(), kshot()
+@pytest.mark.parametrize("distance", ["squared_euclidean", "cosine"])
+def test_logits_are_by_distance_to_the_class_mean(distance: Literal["squared_euclidean", "cosine"]) -> None:
+    learner, batch = build(distance).eval(), kshot()
     with torch.no_grad():
         answers = learner.answer(batch)
         for episode in range(len(answers)):
@@ -54,7 +58,14 @@ def test_logits_are_minus_the_squared_distance_to_the_class_mean() -> None:
                 for label in range(WAY):
                     mean = shown[batch.support.labels[episode] == label].mean(0)
                     expected = -(feature - mean).square().sum()
+                    if distance == "cosine":
+                        expected = COSINE_SHARPNESS * (feature @ mean) / (feature.norm() * mean.norm())
                     torch.testing.assert_close(answers[episode, query, label], expected)
+
+
+def test_results_by_the_distance_of_old_keep_their_keys() -> None:
+    assert telling_options(Prototypical) == {"widths": (64, 64, 64, 64)}
+    assert telling_options(Prototypical, {"distance": "cosine"})["distance"] == "cosine"
 
 
 def test_loss_shares_one_batch_norm_between_support_and_query() -> None:

@@ -76,6 +76,8 @@ def test_every_id_of_the_issue_is_known() -> None:
     expected = {"mann", "mann_dnc", "mann_ntm", "mann_paper", "mann_sparse"}
     expected |= {"lstm", "prototypical", "maml", "fomaml", "anil", "metasgd", "reptile"}
     expected |= {"key_value", "attention", "feedforward", "nearest_feature"}
+    expected |= {"matching", "relation", "siamese", "ridge", "logistic"}
+    expected |= {"baseline", "baseline_pp", "simpleshot", "meta_baseline"}
     assert set(learner_names()) == expected | {"nearest_neighbour", "count_guesser"}
 
 

@@ -14,8 +14,8 @@ from fewshot.episodes.source import presentation
 from fewshot.errors import LearnerError
 from fewshot.learners.base import Learner
 from fewshot.learners.key_value import KeyValue
-from fewshot.learners.metric import MetricLearner, across_episodes_loss, best_of_class
-from fewshot.learners.nearest_feature import NearestFeature, soft_best_of_class
+from fewshot.learners.metric import MetricLearner, across_episodes_loss, best_of_class, soft_best_of_class
+from fewshot.learners.nearest_feature import NearestFeature
 from fewshot.learners.registry import build_learner
 from fewshot.memory.attribution import amounts, read_amounts
 from fewshot.memory.key_value import margin_loss
