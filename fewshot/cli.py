@@ -147,10 +147,14 @@ def train(
         print(
             f"kept the weights of step {log.best_step}: {100 * log.best_accuracy:.1f} % on validation classes"
         )
-    stream = " --protocol stream" if protocol == "stream" else ""
-    strings = " --labels string" if stream and labels == "string" else ""
-    links = f" --chain {chain}" if stream and chain > 1 else ""
-    print(f"{path}\nmeasure it with: fewshot evaluate {path}{stream}{strings}{links}")
+    asked: dict[str, tuple[object, object]] = {"protocol": (protocol, "kshot"), "way": (way, 5)}
+    if protocol == "stream":
+        asked |= {"length": (length, 50), "counts": (counts, "exact"), "labels": (labels, "one_hot")}
+        asked["chain"] = (chain, 1)
+    else:
+        asked |= {"shot": (shot, 1), "query": (query, 5)}
+    given = "".join(f" --{name} {value}" for name, (value, default) in asked.items() if value != default)
+    print(f"{path}\nmeasure it with: fewshot evaluate {path}{given}")
 
 
 @app.command()

@@ -152,7 +152,7 @@ def test_train_then_evaluate(fewshot: Command, image_folder: Path) -> None:
     path = Path("mine/checkpoints/prototypical-3.safetensors")
     first, *rest = outcome.out.splitlines()
     assert re.fullmatch(r"kept the weights of step 4: \d+\.\d % on validation classes", first)
-    assert rest == [str(path), f"measure it with: fewshot evaluate {path}"]
+    assert rest == [str(path), f"measure it with: fewshot evaluate {path} --way 3 --query 2"]
     assert "prototypical: training 4 of 4" in outcome.err
 
     measured = [
@@ -181,7 +181,7 @@ def test_strings_are_trained_shown_and_measured(fewshot: Command, image_folder: 
     trained = fewshot(*train, "--option", "labels=string", "--option", "hidden_size=4")
     command = trained.out.splitlines()[-1].removeprefix("measure it with: ")
     path = "mine/checkpoints/lstm-0.safetensors"
-    assert command == f"fewshot evaluate {path} --protocol stream --labels string"
+    assert command == f"fewshot evaluate {path} --protocol stream --way 3 --length 9 --labels string"
     measured = fewshot(
         *command.split()[1:], "--dataset", image_folder, "--way", 4, "--length", 8, "--episodes", 2
     )
@@ -193,7 +193,7 @@ def test_strings_are_trained_shown_and_measured(fewshot: Command, image_folder: 
     assert "string labels, chain of 3 episodes  " in fewshot(*chain, "--chain", 3).out
     assert "got 0 links" in refused(fewshot(*chain, "--chain", 0))
     trained = fewshot(*train, "--option", "labels=string", "--chain", 2)
-    assert trained.out.endswith(" --protocol stream --labels string --chain 2\n")
+    assert trained.out.endswith(" --protocol stream --way 3 --length 9 --labels string --chain 2\n")
 
 
 def test_a_learner_of_ones_own_is_found_where_one_stands(fewshot: Command, image_folder: Path) -> None:

@@ -25,7 +25,7 @@ from fewshot.episodes.batch import EpisodeBatch, StreamBatch
 from fewshot.episodes.protocol import KShot, Protocol, Stream
 from fewshot.episodes.sampler import EpisodeSampler
 from fewshot.episodes.source import class_draws
-from fewshot.errors import LearnerError
+from fewshot.errors import EpisodeError, LearnerError
 from fewshot.harness.config import TrainSettings
 from fewshot.harness.evaluate import Evaluation, evaluate
 from fewshot.harness.memory import check_memory
@@ -174,15 +174,9 @@ def calibrate(learner: Learner, split: Split, log: TrainLog | None = None) -> No
     The streams are the same for every learner, so that none has an advantage. log: counts the classes drawn.
     """
     pool = split.val
-    way = learner.way if learner.fixed_way else min(CALIBRATION_WAY, len(pool))
-    shown = min(CALIBRATION_SHOWN, int(pool.images_per_class.min()))
     device = next((t.device for t in learner.state_dict().values()), torch.device("cpu"))
-    sampler = EpisodeSampler(
-        pool,
-        Stream(way, way * shown, "exact", labels=learner.labels),
-        episode_seed=_CALIBRATION_SEED,
-        device=device,
-    )
+    streams = calibration_streams(learner, split)
+    sampler = EpisodeSampler(pool, streams, episode_seed=_CALIBRATION_SEED, device=device)
     batch = sampler.batch(0, CALIBRATION_EPISODES)
     assert isinstance(batch, StreamBatch)
     learner.eval()
@@ -193,8 +187,26 @@ def calibrate(learner: Learner, split: Split, log: TrainLog | None = None) -> No
         counts[: len(pool)] += drawn  # upright classes come first in a pool with turned ones
 
 
+def calibration_streams(learner: Learner, split: Split) -> Stream:
+    """What a learner is calibrated on; EpisodeError where there are too few upright validation classes."""
+    pool = split.val
+    way = learner.way if learner.fixed_way else min(CALIBRATION_WAY, len(pool))
+    shown = min(CALIBRATION_SHOWN, int(pool.images_per_class.min()))
+    if way > len(pool):
+        raise EpisodeError(
+            f"{type(learner).__name__} is built for {way} classes, and the split {split.name} of "
+            f"{pool.image_set.name} has {len(pool)} upright ones for validation: lower way to {len(pool)}, "
+            "or choose a split with more"
+        )
+    return Stream(way, way * shown, "exact", labels=learner.labels)
+
+
 def check_askable(learner: Learner, split: Split, settings: TrainSettings) -> None:
-    """Raise LearnerError unless the episodes of training and of validation can be put to the learner."""
+    """Raise LearnerError unless the episodes of training and of validation can be put to the learner.
+
+    And EpisodeError where it could not be calibrated in the end.
+    """
+    calibration_streams(learner, split)
     classes = len(training_pools(split, settings)[0])
     if learner.classes is not None and classes > learner.classes:
         raise LearnerError(

@@ -8,7 +8,9 @@ from fewshot.report.formats import ResultTable, Row
 
 
 def lines(findings: Iterable[Finding]) -> list[str]:
-    """For each guard for how many it holds, and what came nearest to failing; what fails, with the remedy."""
+    """For each guard for how many it holds, and what came nearest to failing; for how many it fails, and each
+    of those with the remedy.
+    """
     by_guard: dict[str, list[Finding]] = defaultdict(list)
     for finding in findings:
         by_guard[finding.guard].append(finding)
@@ -16,7 +18,7 @@ def lines(findings: Iterable[Finding]) -> list[str]:
     for guard, held in by_guard.items():
         failed = [finding for finding in held if not finding.holds]
         verdict = "FAILS" if failed else "holds"
-        told.append(f"{verdict} {len(held) - len(failed):>3} of {len(held):<3} {guard}")
+        told.append(f"{verdict} {len(failed or held):>3} of {len(held):<3} {guard}")
         told += [f"      {one.subject}: {one.seen}: {one.remedy}" for one in failed]
         if not failed:
             nearest = min(held, key=lambda finding: 1.0 if finding.chance is None else finding.chance)

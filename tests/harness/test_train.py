@@ -352,6 +352,17 @@ def test_episodes_that_cannot_be_drawn_are_refused_at_once(
     assert says in str(caught.value)
 
 
+def test_too_few_upright_classes_to_calibrate_with_are_refused_at_once(split: Split) -> None:
+    """With turned ones there would be enough for validation, and only the end would fail."""
+    few = len(split.val)
+    learner = build_learner(
+        "lstm", split.train.image_set.image_shape, few + 1, {"widths": [4], "hidden_size": 4}
+    )
+    streams = {"protocol": "stream", "way": few + 1, "length": few + 1}
+    with pytest.raises(EpisodeError, match=rf"has {few} upright ones for validation: lower way to {few}"):
+        train(learner, split, settings(episodes=streams, rotations=True))
+
+
 def test_way_and_shot_may_vary_between_batches(split: Split) -> None:
     ways = set()
 

@@ -123,7 +123,10 @@ def _audit_weights(folder: Path, record: Record, root: Path | None) -> list[Find
     try:
         draws = read_draws(draws_beside(path))
     except RecordError as error:
-        return [Finding("the log has all that was drawn", subject, False, str(error), "restore it"), *learned]
+        return [
+            Finding("the log has all that was drawn", subject, False, str(error), "then audit again"),
+            *learned,
+        ]
     here = record.train_dataset in (None, record.dataset)  # None: it was calibrated only
     trained_on = split
     if here and record.train_split:
