@@ -22,7 +22,13 @@ from fewshot.errors import FewshotError, LearnerError, RecordError
 from fewshot.harness.checkpoint import checkpoint_facts, file_sha256, load_learner
 from fewshot.harness.config import DataSettings, LearnerSettings, Suite, Test
 from fewshot.harness.record import draws_beside, read_draws, record_key
-from fewshot.harness.train import TRAINING_VERSION, check_askable, training_pools, validation_protocol
+from fewshot.harness.train import (
+    TRAINING_VERSION,
+    calibration_streams,
+    check_askable,
+    training_pools,
+    validation_protocol,
+)
 from fewshot.learners.base import Learner
 from fewshot.learners.registry import build_learner, learner_class, telling_options
 
@@ -223,6 +229,7 @@ def check_learner_settings(settings: LearnerSettings, split: Split) -> None:
                 f"{settings.id!r} cannot answer an episode of {protocol}: {type(error).__name__}: {reason}; "
                 "check its options and the way it is trained for"
             ) from error
+    calibration_streams(learner, split)
 
 
 def check_unseen(settings: LearnerSettings, training: Split, tested: Split) -> None:

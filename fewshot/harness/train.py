@@ -120,6 +120,7 @@ def train(
         device=device,
     )
     looks = _looks(train_pool, val_pool, settings, device)
+    calibration_streams(learner, split)  # now, not when all is done
     check_memory(learner, settings, largest, *looks.values())
     run = _Run(learner, settings, state_path, device)
     log = run.log
@@ -202,11 +203,7 @@ def calibration_streams(learner: Learner, split: Split) -> Stream:
 
 
 def check_askable(learner: Learner, split: Split, settings: TrainSettings) -> None:
-    """Raise LearnerError unless the episodes of training and of validation can be put to the learner.
-
-    And EpisodeError where it could not be calibrated in the end.
-    """
-    calibration_streams(learner, split)
+    """Raise LearnerError unless the episodes of training and of validation can be put to the learner."""
     classes = len(training_pools(split, settings)[0])
     if learner.classes is not None and classes > learner.classes:
         raise LearnerError(
