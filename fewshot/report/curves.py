@@ -72,7 +72,7 @@ def curve_figures(curves: pd.DataFrame, results: Sequence[Result]) -> dict[str, 
     """The figures that the curves have something for, by name; results: what the learners came to."""
     figures = {}
     marked = PAPER_EPISODES if results[0].record.suite.startswith(PAPER_SUITES) else None
-    gpus = accelerated(results)
+    gpus = accelerated(results, set(curves["learner"]))
     if curves["val_accuracy"].notna().any():
         figures["curves"] = curves_figure(curves, SELECTED, marked=marked, gpus=gpus)
     if curves["val_second"].notna().any():
@@ -100,10 +100,10 @@ def published_second(results: Sequence[Result]) -> dict[str, Published]:
     return found
 
 
-def accelerated(results: Sequence[Result]) -> dict[str, list[str]]:
-    """GPU -> the learners that were trained on it: their minutes are not those of the others."""
+def accelerated(results: Sequence[Result], drawn: set[str]) -> dict[str, list[str]]:
+    """GPU -> the learners drawn that were trained on it: their minutes are not those of the others."""
     found: dict[str, list[str]] = {}
-    for record in (result.record for result in results):
+    for record in (result.record for result in results if result.record.learner in drawn):
         device = record.train_device or "cpu"
         if device != "cpu" and record.learner not in found.setdefault(device, []):
             found[device].append(record.learner)

@@ -133,6 +133,7 @@ def test_whoever_was_trained_on_a_gpu_is_named(tmp_path: Path) -> None:
     write(tmp_path, "mann", 0)
     write(tmp_path, "lstm", 0)
     results = [trained("mann", train_device="NVIDIA H100"), trained("lstm", train_device="cpu")]
+    results.append(trained("mann:answering_with_its_weights", train_device="NVIDIA H100"))  # has no curve
     told = [text.get_text() for text in curve_figures(read_curves(tmp_path), results)["curves"].texts]
     assert any(line.endswith("selected on  ·  on NVIDIA H100: mann") for line in told)
     older = [trained("mann"), trained("lstm", train_device="cpu")]
