@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 import fewshot
 from fewshot.harness.checkpoint import file_sha256
 from fewshot.harness.config import read_suite
-from fewshot.harness.record import draws_beside, read_draws, read_records
+from fewshot.harness.record import answers_digest, draws_beside, read_answers, read_draws, read_records
 from fewshot.harness.train import draws_digest
 from fewshot.learners.registry import learner_class, options_of
 from fewshot.report.table import render
@@ -261,10 +262,15 @@ def test_what_records_name_is_there_as_it_was_recorded(folder: Path) -> None:
     for record in read_records(folder):
         assert record.answers, record.learner
         assert record.checkpoint, record.learner
-        assert file_sha256(folder / record.answers) == record.answers_sha256, record.learner
+        assert answers_digest(read_answers(folder, record)) == record.answers_sha256, record.learner
         checkpoint = folder / record.checkpoint
         assert file_sha256(checkpoint) == record.checkpoint_sha256, record.learner
         drawn = read_draws(draws_beside(checkpoint))
         assert draws_digest(drawn) == record.train_classes_digest, record.learner
-    named = {Path(record.answers).name for record in read_records(folder) if record.answers}
-    assert {path.name for path in (folder / "answers").iterdir()} == named
+    named = {(record.answers, record.key) for record in read_records(folder)}
+    kept = {
+        (f"answers/{path.name}", key)
+        for path in (folder / "answers").iterdir()
+        for key in pq.read_table(path, columns=["record"])["record"].unique().to_pylist()
+    }
+    assert kept == named

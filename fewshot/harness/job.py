@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ from fewshot.harness.plan import (
     training_key,
 )
 from fewshot.harness.processes import prepare_process
-from fewshot.harness.record import Record, provenance, replace_file, write_answers, write_draws
+from fewshot.harness.record import Record, add_answers, answers_file, provenance, replace_file, write_draws
 from fewshot.harness.train import (
     TRAINING_VERSION,
     CurveRow,
@@ -125,7 +124,7 @@ def make_checkpoint(job: Job, split: Split, train_key: str, report: Report) -> T
 def _record_fields(job: Job, test: PlannedTest, learner: Learner, evaluation: Evaluation) -> dict[str, Any]:
     kind = type(learner)
     trained = json.loads(checkpoint_facts(job.checkpoint)["options"])
-    answers = Path("answers") / f"{test.key}.parquet"
+    answers = answers_file(evaluation.episodes_digest)
     settings = test.settings
     fields: dict[str, Any] = {
         "key": test.key,
@@ -164,8 +163,8 @@ def _record_fields(job: Job, test: PlannedTest, learner: Learner, evaluation: Ev
         "ci95_classes": evaluation.ci95_classes,
         "ci95_by_instance": evaluation.ci95_by_instance,
         "ci95_classes_by_instance": evaluation.ci95_classes_by_instance,
-        "answers": str(answers),
-        "answers_sha256": write_answers(job.folder / answers, evaluation.answers),
+        "answers": answers,
+        "answers_sha256": add_answers(job.folder, answers, test.key, evaluation.answers),
         "method_versions": {
             "learner": kind.version,
             "sampler": SAMPLER_VERSION,

@@ -193,9 +193,7 @@ def _parents(record: Record, root: Path | None) -> NDArray[np.int64] | None:
 
 def _read(folder: Path, record: Record, episodes: int, parents: NDArray[np.int64] | None) -> Columns:
     """The columns of a record's answers in its first episodes, and a number for the query of each row."""
-    if record.answers is None:
-        raise RecordError(f"record {record.key} of {folder} keeps no answers: run it again")
-    table = read_answers(folder / record.answers)
+    table = read_answers(folder, record)
     table = table.filter(pc.less(table["episode"], episodes))
     columns = answer_columns(table, parents)
     columns = {name: values.astype(np.int64) for name, values in columns.items()}

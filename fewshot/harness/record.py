@@ -1,7 +1,8 @@
 """Records: what was measured, of what, by what; one JSON object per line, and the answers beside them.
 
-A results folder holds `records.jsonl` and, for each record, one Parquet file of answers. Nothing here needs
-torch: tables and plots read records in a moment, on machines that could not train.
+A results folder holds `records.jsonl` and, for each set of test episodes, one Parquet file with the answers
+of all records measured on it: which class was asked for is the same for all of them, and takes room once.
+Nothing here needs torch: tables and plots read records in a moment, on machines that could not train.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
@@ -47,8 +49,9 @@ class_id: position in the class pool; label: the class's label in this episode; 
 else 1 for the first time the class is seen; correct of count answers are right; answers: the label answered
 for each query, in episode order, -1 for a string that no class of the episode has. A presentation that was
 not asked has no row. In a chain, label and answers are link * way + the label within the link, and a
-presentation is one within the link.
+presentation is one within the link. In a file, a first column `record` says whose answers a row holds.
 """
+_FILE_SCHEMA = ANSWERS_SCHEMA.insert(0, pa.field("record", pa.string(), nullable=False))
 
 _Rounded = AfterValidator(lambda value: round(value, 7))  # a hundred times finer than a table prints
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), _Rounded]
@@ -160,9 +163,9 @@ class Record(BaseModel):
     ci95_classes_by_instance: dict[int, HalfWidth | None] = {}
     """Stream: ci95_classes at each presentation."""
     answers: str | None = None
-    """Parquet file of the answers, relative to the results folder."""
+    """Parquet file, relative to the results folder, whose rows that name `key` are the answers."""
     answers_sha256: str | None = None
-    """SHA-256 of that file."""
+    """`answers_digest` of those rows."""
 
     checkpoint: str | None
     """Weights that were measured, relative to the results folder (another's where they were given as
@@ -261,9 +264,10 @@ def remove_records(folder: Path, records: Sequence[Record]) -> None:
             if _parse(path, number, line)["key"] not in gone
         ]
         replace_file(path, "".join(f"{line}\n" for line in kept).encode())
-    for record in records:
-        if record.answers:
-            (folder / record.answers).unlink(missing_ok=True)
+        for file in {record.answers for record in records if record.answers}:
+            answers = folder / file
+            if answers.exists():
+                _write_answers(answers, _without(_read_answers_file(answers), gone))
 
 
 def read_records(folder: Path) -> list[Record]:
@@ -319,29 +323,89 @@ def read_draws(path: Path) -> list[tuple[str, str, int]]:
         raise RecordError(f"{path} is not the log of classes that was recorded: {error}") from error
 
 
-def write_answers(path: Path, table: pa.Table) -> str:
-    """Write the answers of one evaluation (ANSWERS_SCHEMA) as Parquet; return the file's SHA-256."""
-    sink = pa.BufferOutputStream()
-    # Measured against dictionaries, deltas and plain values, and zstd: a sixth to a third smaller than the
-    # next best, and 3 % for Brotli.
-    encoding = {"use_dictionary": False, "use_byte_stream_split": True}
-    # Neither statistics nor Arrow's own schema: nothing reads them, and a small file is a tenth of them.
-    encoding |= {"write_statistics": False, "store_schema": False}
-    pq.write_table(table.cast(ANSWERS_SCHEMA), sink, compression="brotli", compression_level=11, **encoding)
-    data = sink.getvalue().to_pybytes()
-    replace_file(path, data)
-    return hashlib.sha256(data).hexdigest()
+def answers_file(episodes_digest: str) -> str:
+    """Where the answers to test episodes are kept, relative to the results folder."""
+    return f"answers/{episodes_digest[:16]}.parquet"
 
 
-def read_answers(path: Path) -> pa.Table:
-    """The answers of one evaluation (ANSWERS_SCHEMA)."""
+def add_answers(folder: Path, file: str, key: str, table: pa.Table) -> str:
+    """Put the answers of one evaluation (ANSWERS_SCHEMA) beside those of other records on the same episodes.
+
+    file: `answers_file`; key: of the record, whose earlier answers they replace. Returns their digest.
+    """
+    path = folder / file
+    table = table.cast(ANSWERS_SCHEMA)
+    check_writable(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        others = [_without(_read_answers_file(path), {key})] if path.exists() else []
+        own = table.add_column(0, _FILE_SCHEMA.field("record"), pa.array([key] * len(table)))
+        _write_answers(path, pa.concat_tables([*others, own.cast(_FILE_SCHEMA)]))
+    return answers_digest(table)
+
+
+def read_answers(folder: Path, record: Record) -> pa.Table:
+    """The answers of one evaluation (ANSWERS_SCHEMA); RecordError where there are none."""
+    if record.answers is None:
+        raise RecordError(f"record {record.key} of {folder} keeps no answers: run it again")
+    path = folder / record.answers
+    table = _read_answers_file(path, [("record", "=", record.key)])
+    if not len(table):
+        raise RecordError(f"no answers of record {record.key} in {path}; restore the file or evaluate again")
+    return table.drop_columns("record")
+
+
+def answers_digest(table: pa.Table) -> str:
+    """SHA-256 of the rows of one evaluation, however they are stored: its columns one after another."""
+    digest = hashlib.sha256()
+    for field in ANSWERS_SCHEMA:
+        column = table[field.name]
+        whole = pa.types.is_list(field.type)
+        for values in (pc.list_value_length(column), pc.list_flatten(column)) if whole else (column,):
+            array = np.asarray(values.to_numpy())
+            digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
+    return digest.hexdigest()
+
+
+def _read_answers_file(path: Path, filters: list[tuple[str, str, str]] | None = None) -> pa.Table:
     try:
-        return pq.read_table(path).cast(ANSWERS_SCHEMA)
+        return pq.read_table(path, filters=filters).cast(_FILE_SCHEMA)
     except FileNotFoundError as error:
         raise RecordError(f"no answers in {path}; restore the file or evaluate again") from error
     except (OSError, pa.ArrowException, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise RecordError(f"cannot read the answers in {path}: {reason}; restore the file") from error
+
+
+def _without(table: pa.Table, records: set[str]) -> pa.Table:
+    return table.filter(pc.invert(pc.is_in(table["record"], pa.array(sorted(records), pa.string()))))
+
+
+def _write_answers(path: Path, table: pa.Table) -> None:
+    """Write a file of answers whole; without any rows, there is none."""
+    if not len(table):
+        path.unlink(missing_ok=True)
+        return
+    sink = pa.BufferOutputStream()
+    columns = [field.name for field in ANSWERS_SCHEMA if field.name != "answers"] + ["answers.list.element"]
+    pq.write_table(
+        table.cast(_FILE_SCHEMA),
+        sink,
+        # One page a column, in which Brotli finds the episodes of one record again in the next: half the room
+        # of a file for each record. Measured against dictionaries, plain values, zstd, and levels 9 (a fifth
+        # larger) and 11 (a twentieth smaller, in five times the time).
+        compression="brotli",
+        compression_level=10,
+        data_page_size=1 << 30,
+        row_group_size=1 << 26,
+        max_rows_per_page=1 << 26,
+        use_dictionary=["record"],
+        use_byte_stream_split=columns,
+        # Neither statistics nor Arrow's own schema: nothing reads them, and a small file is a tenth of them.
+        write_statistics=False,
+        store_schema=False,
+    )
+    replace_file(path, sink.getvalue().to_pybytes())
 
 
 def answer_columns(table: pa.Table, parents: NDArray[np.int64] | None) -> dict[str, NDArray[Any]]:

@@ -33,6 +33,7 @@ from fewshot.harness.record import (
     Record,
     accuracy_by_link,
     answer_columns,
+    answers_digest,
     draws_beside,
     read_answers,
     read_draws,
@@ -193,12 +194,11 @@ def _recorded_learner(folder: Path, record: Record) -> Learner:
 
 def _recorded_answers(folder: Path, record: Record, parents: NDArray[np.int64]) -> pa.Table:
     """The recorded answers, once they are known to be those that the recorded figures were computed from."""
-    if record.answers is None:
-        raise RecordError("the record names no answers: it cannot be verified")
-    path = folder / record.answers
-    table = read_answers(path)
-    if file_sha256(path) != record.answers_sha256:
-        raise RecordError(f"{path} is not the file that was recorded: its SHA-256 differs")
+    table = read_answers(folder, record)
+    if answers_digest(table) != record.answers_sha256:
+        raise RecordError(
+            f"the answers in {record.answers} are not those that were recorded: their SHA-256 differs"
+        )
     summary = vars(summarise(**answer_columns(table, parents)))
     summary["accuracy_by_link"] = accuracy_by_link(table, record.way)
     for name, counted in summary.items():

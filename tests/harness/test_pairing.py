@@ -11,7 +11,7 @@ import pytest
 from fewshot.errors import RecordError
 from fewshot.harness.comparison import compare, holm
 from fewshot.harness.pairing import Contender, compare_learners
-from fewshot.harness.record import RECORDS_FILE, read_answers, read_records, write_answers
+from fewshot.harness.record import RECORDS_FILE, add_answers, read_answers, read_records
 from fewshot.harness.statistics import Resampling
 from tests.conftest import SIDES
 
@@ -85,7 +85,7 @@ def test_a_class_and_its_turned_copies_are_resampled_together(folder):
         for one in compare_learners(*(Contender(folder, name) for name in learners))
         if one.record.rotated_test_classes
     )
-    a, b = (read_answers(folder / side[0].answers) for side in (turned.a, turned.b))
+    a, b = (read_answers(folder, side[0]) for side in (turned.a, turned.b))
     episode, class_id, count = (np.asarray(a[name]) for name in ("episode", "class_id", "count"))
     difference = np.asarray(a["correct"]).astype(int) - np.asarray(b["correct"])
     upright = SIDES["test"]
@@ -118,7 +118,7 @@ def test_where_one_was_asked_fewer_the_first_episodes_are_compared(folder):
     change(folder, "nearest_neighbour", "stream", episodes=12, episodes_digest="of twelve")
     fewer = upright(folder, "prototypical", "nearest_neighbour")["stream", None]
     assert (full.episodes, fewer.episodes) == (30, 12)
-    answers = read_answers(folder / record.answers)
+    answers = read_answers(folder, record)
     first = answers.filter(pc.less(answers["episode"], 12))
     expected = pc.sum(first["correct"]).as_py() / pc.sum(first["count"]).as_py()
     assert fewer.comparison.accuracy_b == pytest.approx(expected)
@@ -126,8 +126,8 @@ def test_where_one_was_asked_fewer_the_first_episodes_are_compared(folder):
 
 def test_what_was_not_asked_of_one_is_not_compared(folder):
     (record,) = (r for r in read_records(folder) if (r.learner, r.protocol) == ("prototypical", "stream"))
-    answers = read_answers(folder / record.answers)
-    write_answers(folder / record.answers, answers.filter(pc.not_equal(answers["presentation"], 3)))
+    answers = read_answers(folder, record)
+    add_answers(folder, record.answers, record.key, answers.filter(pc.not_equal(answers["presentation"], 3)))
     rows = upright(folder, "prototypical", "nearest_neighbour", presentations=(2, 3))
     assert [k for protocol, k in rows if protocol == "stream"] == [None, 2]
     told = [record.accuracy_by_instance[k] for k in (1, 2)]
@@ -162,10 +162,12 @@ def test_another_sampler_is_refused(folder):
 
 def test_answers_about_other_classes_are_refused(folder):
     (record,) = (r for r in read_records(folder) if (r.learner, r.protocol) == ("prototypical", "stream"))
-    answers = read_answers(folder / record.answers)
+    answers = read_answers(folder, record)
     shifted = pc.add(answers["class_id"], 1).cast(pa.int32())
-    write_answers(
-        folder / record.answers,
+    add_answers(
+        folder,
+        record.answers,
+        record.key,
         answers.set_column(1, answers.schema.field("class_id"), shifted),
     )
     with pytest.raises(RecordError, match="the classes of their answers differ"):

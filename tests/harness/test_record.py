@@ -1,4 +1,3 @@
-import hashlib
 import json
 import subprocess
 import sys
@@ -6,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
@@ -15,15 +15,18 @@ from fewshot.harness.record import (
     ANSWERS_SCHEMA,
     RECORDS_FILE,
     Record,
+    add_answers,
     answer_columns,
+    answers_digest,
+    answers_file,
     append_record,
     check_writable,
     provenance,
     read_answers,
     read_records,
     record_key,
+    remove_records,
     replace_file,
-    write_answers,
 )
 
 PACKAGE = Path(fewshot.__file__).parent
@@ -266,12 +269,56 @@ def test_a_read_only_folder_is_refused(tmp_path, monkeypatch):
         check_writable(tmp_path)
 
 
+def kept_answers(folder, key, table, digest="e" * 64):
+    file = answers_file(digest)
+    told = add_answers(folder, file, key, table)
+    record = make_record(key=key, answers=file, answers_sha256=told)
+    append_record(folder, record)
+    return record
+
+
 def test_answers_come_back_as_they_were_written(tmp_path):
-    path = tmp_path / "answers" / "a.parquet"
-    digest = write_answers(path, answers_table())
-    assert read_answers(path).equals(answers_table())
-    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert digest == write_answers(path, answers_table())
+    first = kept_answers(tmp_path, "a", answers_table())
+    second = kept_answers(tmp_path, "b", answers_table(way=3))
+    assert [path.name for path in (tmp_path / "answers").iterdir()] == ["eeeeeeeeeeeeeeee.parquet"]
+    assert read_answers(tmp_path, first).equals(answers_table())
+    assert read_answers(tmp_path, second).equals(answers_table(way=3))
+    again = kept_answers(tmp_path, "a", answers_table(episodes=1))
+    assert read_answers(tmp_path, again).equals(answers_table(episodes=1))
+    assert read_answers(tmp_path, second).equals(answers_table(way=3))
+
+
+def test_a_file_of_answers_says_whose_each_row_is(tmp_path):
+    record = kept_answers(tmp_path, "a", answers_table())
+    kept_answers(tmp_path, "b", answers_table(way=3))
+    columns = pq.read_table(tmp_path / record.answers).to_pydict()
+    assert list(columns) == ["record", *ANSWERS_SCHEMA.names]
+    assert columns["record"] == ["a"] * 6 + ["b"] * 9
+
+
+def test_answers_of_removed_records_go_and_others_stay(tmp_path):
+    first, second = (kept_answers(tmp_path, key, answers_table()) for key in "ab")
+    remove_records(tmp_path, [first])
+    with pytest.raises(RecordError, match=r"no answers of record a in .*; restore the file"):
+        read_answers(tmp_path, first)
+    assert read_answers(tmp_path, second).equals(answers_table())
+    remove_records(tmp_path, [second])
+    assert not list((tmp_path / "answers").iterdir())
+
+
+def test_the_digest_of_answers_is_that_of_their_rows_however_they_are_held():
+    table = answers_table()
+    pieces = pa.concat_tables([table.slice(0, 2), table.slice(2)])
+    assert answers_digest(pieces) == answers_digest(table)
+    # Pinned: it is compared with that of recorded answers.
+    assert answers_digest(table)[:16] == "b85c73c00a757b77"
+    for column, field in enumerate(ANSWERS_SCHEMA):
+        other = table[field.name].take(np.arange(len(table))[::-1])
+        if other != table[field.name]:
+            assert answers_digest(table.set_column(column, field, other)) != answers_digest(table), field.name
+
+
+def test_the_columns_that_statistics_take():
     parents = np.arange(answers_table()["class_id"].to_numpy().max() + 1)
     assert set(answer_columns(answers_table(), parents)) == {
         "episode",
@@ -283,25 +330,41 @@ def test_answers_come_back_as_they_were_written(tmp_path):
 
 
 def test_missing_and_damaged_answers_are_refused_in_one_line(tmp_path):
-    path = tmp_path / "a.parquet"
+    with pytest.raises(RecordError, match=r"keeps no answers: run it again"):
+        read_answers(tmp_path, make_record())
     with pytest.raises(RecordError, match=r"no answers in .*; restore the file"):
-        read_answers(path)
-    write_answers(path, answers_table())
+        read_answers(tmp_path, make_record(answers="answers/a.parquet"))
+    record = kept_answers(tmp_path, "a", answers_table())
+    path = tmp_path / record.answers
     whole = path.read_bytes()
     for damaged in (whole[: len(whole) // 2], b"<html>", whole[:4] + b"\xff" * 100 + whole[104:]):
         path.write_bytes(damaged)
         with pytest.raises(RecordError, match=r"cannot read the answers in .*; restore the file"):
-            read_answers(path)
+            read_answers(tmp_path, record)
+        with pytest.raises(RecordError, match=r"cannot read the answers in .*; restore the file"):
+            add_answers(tmp_path, record.answers, "b", answers_table())
+        assert path.read_bytes() == damaged, "what may yet be restored is not written over"
 
 
-@pytest.mark.parametrize(("accuracy", "kilobytes"), [(0.98, 18), (0.4, 40)])
-def test_answers_of_a_thousand_streams_are_small(tmp_path, accuracy, kilobytes):
-    random = np.random.default_rng(0)
+@pytest.mark.parametrize(("accuracy", "kilobytes"), [(0.98, 18), (0.4, 42)])
+def test_answers_of_a_thousand_streams_are_small_and_smaller_beside_others(tmp_path, accuracy, kilobytes):
+    table = answers_of_streams(accuracy)
+    record = kept_answers(tmp_path, "a", table)
+    alone = (tmp_path / record.answers).stat().st_size
+    assert alone < 1000 * kilobytes
+    for key in "bcd":
+        kept_answers(tmp_path, key, answers_of_streams(accuracy, seed=ord(key)))
+    assert (tmp_path / record.answers).stat().st_size < 4 * (alone - 7000)
+
+
+def answers_of_streams(accuracy, seed=1):
+    """A learner's answers, all of whom see the same classes."""
+    random = np.random.default_rng(seed)
     rows = 1000 * 5 * 10
     label = np.tile(np.repeat(np.arange(5), 10), 1000)
     right = random.random(rows) < accuracy
     answer = np.where(right, label, (label + random.integers(1, 5, rows)) % 5)
-    classes = np.argsort(random.random((1000, 1692)), axis=1)[:, :5]
+    classes = np.argsort(np.random.default_rng(0).random((1000, 1692)), axis=1)[:, :5]
     columns = {
         "episode": np.repeat(np.arange(1000), 50),
         "class_id": np.repeat(classes.ravel(), 10),
@@ -311,9 +374,7 @@ def test_answers_of_a_thousand_streams_are_small(tmp_path, accuracy, kilobytes):
         "count": np.ones(rows, int),
         "answers": list(answer.reshape(-1, 1)),
     }
-    path = tmp_path / "a.parquet"
-    write_answers(path, pa.table(columns).cast(ANSWERS_SCHEMA))
-    assert path.stat().st_size < 1000 * kilobytes
+    return pa.table(columns).cast(ANSWERS_SCHEMA)
 
 
 def test_record_key_depends_on_meaning_and_not_on_order():

@@ -108,8 +108,7 @@ def test_a_suite_has_a_record_for_each_learner_seed_and_test(suite: Suite, tiny_
         assert record.image_size == 12
         assert record.checkpoint is not None
         assert (tiny_results / record.checkpoint).is_file()
-        assert record.answers is not None
-        assert read_answers(tiny_results / record.answers).num_rows > 0
+        assert read_answers(tiny_results, record).num_rows > 0
         untrained = record.learner == "nearest_neighbour"
         assert (record.train_dataset is None, record.selection is None) == (untrained, untrained)
         if not untrained:

@@ -21,10 +21,10 @@ from fewshot.harness.checkpoint import checkpoint_facts, load_learner, save_lear
 from fewshot.harness.record import (
     RECORDS_FILE,
     Record,
+    add_answers,
     answer_columns,
     read_answers,
     read_records,
-    write_answers,
     write_draws,
 )
 from fewshot.harness.statistics import summarise
@@ -162,24 +162,25 @@ def with_changed_answers(folder: Path, number: int, rows: int) -> str:
     """Turn right answers of the first rows into wrong ones, counted as such, with figures to match."""
     record = read_records(folder)[number]
     assert record.answers is not None
-    table = read_answers(folder / record.answers)
+    table = read_answers(folder, record)
     columns = table.to_pydict()
     for row in range(rows):
         answers = [(label + 1) % record.way for label in columns["answers"][row]]
         columns["answers"][row] = answers
         columns["correct"][row] = sum(answer == columns["label"][row] for answer in answers)
-    digest = write_answers(folder / record.answers, pa.Table.from_pydict(columns, schema=table.schema))
+    changed = pa.Table.from_pydict(columns, schema=table.schema)
+    digest = add_answers(folder, record.answers, record.key, changed)
     parents = load_dataset(record.dataset).split(record.split).test.class_index.numpy()
-    summary = summarise(**answer_columns(read_answers(folder / record.answers), parents))
+    summary = summarise(**answer_columns(changed, parents))
     change(folder, number, **vars(summary))
     return digest
 
 
-def test_a_changed_answer_is_noticed_by_the_file(results: Path) -> None:
+def test_a_changed_answer_is_noticed_by_the_digest(results: Path) -> None:
     number = number_of(results, "nearest_neighbour", "kshot")
     with_changed_answers(results, number, rows=1)
     assert problem(results, number).endswith(
-        ".parquet is not the file that was recorded: its SHA-256 differs"
+        ".parquet are not those that were recorded: their SHA-256 differs"
     )
 
 
@@ -196,15 +197,17 @@ def test_answers_beyond_the_first_episodes_are_noticed_in_full(
     monkeypatch.setattr(verifying, "QUICK_EPISODES", 1)
     number = number_of(results, "nearest_neighbour", "kshot")
     record = read_records(results)[number]
-    rows = read_answers(results / str(record.answers)).filter(pc.field("episode") == 0).num_rows
+    rows = read_answers(results, record).filter(pc.field("episode") == 0).num_rows
     change(results, number, answers_sha256=with_changed_answers(results, number, rows=rows + 3))
     assert "only " in problem(results, number, full=True)
 
 
 def test_lost_answers_are_noticed(results: Path) -> None:
     number = number_of(results, "lstm", "kshot")
-    (results / str(read_records(results)[number].answers)).unlink()
-    assert problem(results, number).startswith("no answers in ")
+    lost = read_records(results)[number].answers
+    (results / str(lost)).unlink()
+    for verdict in verify_records(results, jobs=1):
+        assert str(verdict.problem).startswith("no answers in ") == (verdict.record.answers == lost)
 
 
 @pytest.mark.parametrize("place", ["header", "weights"])
@@ -249,7 +252,7 @@ def test_a_checkpoint_put_in_place_of_another_is_noticed(results: Path) -> None:
         ({"train_steps": 9}, "the record says train_steps 9, the checkpoint None"),
         ({"train_classes_digest": "0" * 64}, "the record says train_classes_digest '000"),
         ({"checkpoint": None}, "the record names no checkpoint"),
-        ({"answers": None}, "the record names no answers"),
+        ({"answers": None}, "keeps no answers: run it again"),
         ({"learner": "prototypical"}, "holds 'nearest_neighbour', not 'prototypical'"),
         ({"split": "fraction"}, "the images or the class split are not those recorded"),
     ],

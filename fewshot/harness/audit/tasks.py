@@ -150,7 +150,7 @@ def _audit_test(record: Record, root: Path | None) -> list[Finding]:
 def _audit_answers(folder: Path, record: Record) -> list[Finding]:
     assert record.answers is not None
     subject = f"{_learner_name(record)}, {describe(protocol_of(record))}"
-    found = first_presentations_are_guesses(subject, record, read_answers(folder / record.answers))
+    found = first_presentations_are_guesses(subject, record, read_answers(folder, record))
     return [found] if found else []
 
 

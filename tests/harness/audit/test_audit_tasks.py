@@ -15,11 +15,11 @@ from fewshot.harness.audit.finding import Finding
 from fewshot.harness.audit.tasks import carry_out, plan_audit
 from fewshot.harness.record import (
     RECORDS_FILE,
+    add_answers,
     draws_beside,
     read_answers,
     read_draws,
     read_records,
-    write_answers,
     write_draws,
 )
 from fewshot.harness.train import draws_digest
@@ -136,10 +136,10 @@ def test_a_choice_on_test_classes_is_found(results: Path) -> None:
 def test_answers_that_know_new_classes_are_found(results: Path) -> None:
     keep(results, "lstm")
     record = next(one for one in read_records(results) if one.protocol == "stream")
-    path = results / str(record.answers)
-    answers = read_answers(path).to_pydict()
+    table = read_answers(results, record)
+    answers = table.to_pydict()
     answers["correct"] = np.array(answers["count"])
-    write_answers(path, pa.Table.from_pydict(answers, schema=read_answers(path).schema))
+    add_answers(results, str(record.answers), record.key, pa.Table.from_pydict(answers, schema=table.schema))
     (subjects,) = failing(results).values()
     assert subjects == {f"{record.learner} seed {record.train_seed}, 3-way stream of 9, exact counts"}
 
