@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 import typer
 
+from benchmarks.readme_tables import printed_tables, with_current_tables
 from fewshot.cli import app
 from fewshot.harness.config import parse_suite
 from fewshot.learners.registry import learner_class, options_of
@@ -142,6 +143,18 @@ def test_a_command_that_does_not_exist_would_be_noticed() -> None:
     for arguments in (["data", "got"], ["run", "x.toml", "--fersh"], ["verify"]):
         with pytest.raises(Exception, match=r"No such|Missing"):
             disarmed_command().main(arguments, standalone_mode=False)
+
+
+def test_recorded_tables_are_those_of_the_records() -> None:
+    assert with_current_tables(README) == README, "`python -m benchmarks.readme_tables` writes them again"
+
+
+def test_a_table_that_differs_would_be_noticed() -> None:
+    folder = "results/santoro_lake"
+    block = f"$ fewshot table {folder}\n{next(iter(printed_tables(folder).values()))}\n```"
+    assert with_current_tables(block.replace("mann ", "man  ")) == with_current_tables(block)
+    with pytest.raises(KeyError, match="Stream"):
+        with_current_tables(block.replace("omniglot", "glyphs"))
 
 
 LINKS = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", README)
