@@ -1,6 +1,6 @@
 # Every target prepares .venv by itself when it is missing or stale: one command on a fresh machine.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check data results bench clean
+.PHONY: help demo test check data results bench interop clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -31,6 +31,9 @@ results: $(USER_STAMP)  ## make what is missing of the recorded results (hours),
 
 bench: $(DEV_STAMP)  ## measure speed beside other packages and the limits of the machine: 10 minutes on two cores
 	$(BIN)/fewshot bench
+
+interop: $(DEV_STAMP)  ## hold the adapters to the real learn2learn and torchmeta, which it installs: 2 minutes
+	python=$$($(BIN)/python -m benchmarks.speed.peers learn2learn torchmeta) && $$python -m pytest tests/interop
 
 clean:  ## remove the environment and what tools leave behind, never data or results
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -4,7 +4,8 @@
 
 SETTINGS is a JSON object, the keywords of the peer's function below. FILE is an npz of arrays with an episode
 a row: support_images, support_labels, query_images, query_labels, class_ids; and test_classes, the ids of the
-classes that are not to be trained on, where the peer names them. Nothing of fewshot is imported.
+classes that are not to be trained on, where the peer names them. Of fewshot only what reads a peer's task is
+imported (`fewshot.interop`); each peer draws as it does for its users, one task after the other.
 """
 
 import json
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 
 from benchmarks.speed.peer_worker import Images, easyfsl_loader
+from fewshot.interop.learn2learn import classes_of, draw_task
 
 Episode = tuple[Any, Any, Any, Any, Any]
 
@@ -47,19 +49,9 @@ def learn2learn(
 
     each = shot + query
     tasksets = l2l.vision.benchmarks.get_tasksets("omniglot", way, each, way, each, root=root)
-    class_of = tasksets.train.task_transforms[0].dataset.indices_to_labels  # of what its sampler draws from
-
-    def drawn() -> Iterator[Episode]:
-        for _ in range(episodes):
-            described = tasksets.train.sample_task_description()
-            images, labels = tasksets.train.get_task(described)
-            class_ids = torch.empty(way, dtype=torch.int64)
-            class_ids[labels] = torch.tensor([class_of[one.index] for one in described])
-            place = torch.arange(len(labels)) % each
-            learned, asked = place < shot, place >= shot
-            yield images[learned], labels[learned], images[asked], labels[asked], class_ids
-
-    return drawn(), sorted(tasksets.test.dataset.labels)
+    classes = classes_of(tasksets.train)
+    drawn = (draw_task(tasksets.train, classes, shot) for _ in range(episodes))
+    return drawn, [classes.id_of[name] for name in tasksets.test.dataset.labels]
 
 
 PEERS: dict[str, Callable[..., tuple[Iterator[Episode], list[int] | None]]] = {

@@ -5,6 +5,7 @@
     ├── SplitError       class splits that are unknown, overlap or miss a side
     ├── EpisodeError     episodes that the classes at hand cannot supply
     ├── LearnerError     unknown learners, wrong options, unreadable checkpoints, broken promises
+    ├── InteropError     another library that is absent, or what it gives is not what is needed
     └── RecordError      suites and results that are malformed, unwritable or do not agree
 
 A message says what was asked, what there is, and the remedy.
@@ -32,6 +33,10 @@ class EpisodeError(FewshotError):
 
 class LearnerError(FewshotError):
     """Raised for unknown learners, wrong options, unreadable checkpoints and broken promises."""
+
+
+class InteropError(FewshotError):
+    """Raised when another library is absent, or what it gives is not what its adapter needs."""
 
 
 class RecordError(FewshotError):

@@ -23,7 +23,7 @@ from fewshot.report.table import render
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fewshot"
-ORDER = ("errors", "data", "kernels", "episodes", "memory", "learners", "harness", "cli")
+ORDER = ("errors", "data", "kernels", "episodes", "memory", "learners", "harness", "interop", "cli")
 """Each may import itself and those before it."""
 FACADES = {"fewshot", "fewshot.__main__"}
 REPORT_READS = {"fewshot.errors"} | {

@@ -4,10 +4,11 @@
 
 SETTINGS is a JSON object, the keywords of the peer's function below. The first line out says that the peer is
 ready, with what it says of itself; after that, for each line in (a count), one line with the seconds that so
-many pieces of work took. Nothing of fewshot is imported: this runs in the peers' environment.
+many pieces of work took. This runs in the peers' environment, and of fewshot it imports only what hands
+images to a peer as that peer wants them (`fewshot.interop`).
 
 Whatever a library prints goes to standard error. What a peer lacks on a current Python and torch is given to
-it here, as it starts.
+it as it starts.
 """
 
 import json
@@ -23,6 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+from fewshot.episodes.protocol import KShot
 
 
 class Peer(NamedTuple):
@@ -71,16 +74,10 @@ def learn2learn_episodes(data: dict[str, Any], way: int, shot: int, query: int, 
     """
     import learn2learn as l2l
 
+    from fewshot.interop.learn2learn import taskset_of
+
     dataset = l2l.data.MetaDataset(l2l.data.OnDeviceDataset(Images(**data)))
-    taskset = l2l.data.Taskset(
-        dataset,
-        task_transforms=[
-            l2l.data.transforms.FusedNWaysKShots(dataset, n=way, k=shot + query),
-            l2l.data.transforms.LoadData(dataset),
-            l2l.data.transforms.RemapLabels(dataset),
-            l2l.data.transforms.ConsecutiveLabels(dataset),
-        ],
-    )
+    taskset = taskset_of(dataset, KShot(way, shot, query))
     images, _ = taskset.sample()
 
     def sample_batch() -> None:
@@ -92,46 +89,13 @@ def learn2learn_episodes(data: dict[str, Any], way: int, shot: int, query: int, 
 
 def torchmeta_episodes(data: dict[str, Any], way: int, shot: int, query: int, batch: int) -> Peer:
     """`BatchMetaDataLoader`, as its Omniglot helper makes it, with batches of our size."""
-    import torchvision.datasets.utils as downloads
+    from fewshot.interop.torchmeta import mend, task_dataset
 
-    for name in ("_get_confirm_token", "_save_response_content"):  # to download; torchvision has them no more
-        setattr(downloads, name, None)
-    import torchmeta.utils.data as tm
-    from torchmeta.transforms import Categorical, ClassSplitter
-    from torchmeta.utils.data.task import SubsetTask
+    mend()
+    from torchmeta.utils.data import BatchMetaDataLoader
 
-    # torch asks a subset for many items at once, past the subclass that changes their labels.
-    SubsetTask.__getitems__ = lambda self, indices: [self[index] for index in indices]
-    images = Images(**data)
-    members: dict[int, list[int]] = {}
-    for index, label in enumerate(images.labels):
-        members.setdefault(label, []).append(index)
-
-    class OneClass(tm.Dataset):  # type: ignore[misc]
-        def __init__(self, index: int) -> None:
-            super().__init__(index)
-            self.rows = members[index]
-
-        def __len__(self) -> int:
-            return len(self.rows)
-
-        def __getitem__(self, item: int) -> tuple[Tensor, int]:
-            label = self.index if self.target_transform is None else self.target_transform(self.index)
-            return images.images[self.rows[item]], label
-
-    class Classes(tm.ClassDataset):  # type: ignore[misc]
-        num_classes = len(members)
-
-        def __getitem__(self, index: int) -> OneClass:
-            return OneClass(index)
-
-    dataset = tm.CombinationMetaDataset(
-        Classes(meta_train=True),
-        way,
-        target_transform=Categorical(way),
-        dataset_transform=ClassSplitter(shuffle=True, num_train_per_class=shot, num_test_per_class=query),
-    )
-    loader = tm.BatchMetaDataLoader(dataset, batch_size=batch, num_workers=0)
+    dataset = task_dataset(Images(**data), KShot(way, shot, query))
+    loader = BatchMetaDataLoader(dataset, batch_size=batch, num_workers=0)
     batches = iter(loader)
     first = next(batches)
     images_shown = sum(shown.shape[1] for shown, _ in first.values())

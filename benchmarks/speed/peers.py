@@ -1,9 +1,13 @@
 """The peers' environment, built once and kept in the cache, and a peer at work in a process of its own.
 
+    python -m benchmarks.speed.peers PEER ...
+
+prints its interpreter, or says which of the peers named it lacks and ends with exit code 1.
+
 Of the peers only dnc runs as published on a current Python and torch. learn2learn's Cython files are compiled
-again; what torchmeta and easyfsl miss is given to them by `peer_worker.py` when it starts them, so that the
-installed files are the published ones. The environment sees the running one's packages: torch is neither
-installed twice nor of another version.
+again; what torchmeta and easyfsl miss is given to them when they start (`fewshot/interop/torchmeta.py`,
+`peer_worker.py`), so that the installed files are the published ones. The environment sees the running one's
+packages: torch is neither installed twice nor of another version.
 """
 
 import contextlib
@@ -15,6 +19,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,14 +149,14 @@ def _install_dnc(python: Path) -> None:
 
 
 def _install_torchmeta(python: Path) -> None:
-    """Without its dependencies, which exclude any torch of this decade; those that it needs are named."""
-    _pip(python, "install", "h5py", "ordered-set", "requests", "tqdm")
+    """Without its dependencies, which exclude any torch of this decade."""
+    _pip(python, "install", *_needed_by_peers())
     _pip(python, "install", "--no-deps", _requirement("torchmeta"))
 
 
 def _install_learn2learn(python: Path) -> None:
     """From its source distribution, whose C files an old Cython made: they do not compile any more."""
-    _pip(python, "install", "setuptools", "wheel", "cython", "gym", "requests", "tqdm")
+    _pip(python, "install", "setuptools", "wheel", *_needed_by_peers())
     with tempfile.TemporaryDirectory(dir=python.parents[1]) as place:
         _pip(
             python, "download", "--no-deps", "--no-build-isolation", "--no-binary", "learn2learn",
@@ -171,6 +176,13 @@ _RECIPES: dict[str, Callable[[Path], None]] = {
     "easyfsl": _install_easyfsl,
     "dnc": _install_dnc,
 }
+
+
+def _needed_by_peers() -> list[str]:
+    """What learn2learn and torchmeta need besides torch: the extra `interop`."""
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed: list[str] = project["optional-dependencies"]["interop"]
+    return needed
 
 
 def _requirement(peer: str) -> str:
@@ -251,3 +263,17 @@ class Worker:
             _say(f"{self.peer}: {answer['error']}: {answer['said']}")
             raise PeerError(f"it stopped with {answer['error']}")
         return answer
+
+
+def main() -> None:
+    environment = peer_environment()
+    for peer in sys.argv[1:]:
+        try:
+            environment.interpreter(peer)
+        except PeerError as error:
+            sys.exit(f"{peer}: {error}")
+    print(environment.python)
+
+
+if __name__ == "__main__":
+    main()

@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fewshot.data.split import ClassPool
 from fewshot.episodes.batch import EpisodeBatch, KShotBatch, StreamBatch, with_each
 from fewshot.episodes.image_lists import ImageListSource
 from fewshot.episodes.labels import label_units
@@ -40,11 +39,18 @@ IMAGES_AT_ONCE = 2**12
 """Images per batch where their features are known. (A query may cost a copy of a memory of 20 kilobytes.)"""
 
 
+class Classes(Interface):
+    """What `evaluate` needs of a class pool: (class,) int64, equal for a class and its turned copies."""
+
+    @property
+    def class_index(self) -> Tensor: ...
+
+
 class NumberedEpisodes(Interface):
     """What `evaluate` needs of a sampler: episodes that are a function of their number."""
 
     @property
-    def pool(self) -> ClassPool: ...
+    def pool(self) -> Classes: ...
 
     @property
     def protocol(self) -> Protocol: ...

@@ -11,14 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewshot.data.split import upright_name
+from fewshot.episodes.batch import KShotBatch
 from fewshot.errors import EpisodeError
 from fewshot.harness.audit.episodes import labels_are_permuted
 from fewshot.harness.audit.finding import Finding
 
-GivenEpisode = tuple[Any, Any, Any, Any, Any]
+GivenEpisode = tuple[Any, Any, Any, Any, Any] | KShotBatch
 """support_images (image, ...), support_labels (image,), query_images, query_labels, class_ids (way,): arrays,
 tensors or lists; class_ids[label] is the class behind a label, a number or a name. Or batches of episodes,
-all of it with one more axis in front."""
+all of it with one more axis in front; such as ours."""
 
 
 class _Episode(NamedTuple):
@@ -76,6 +77,8 @@ def audit_episodes(
 def _episodes(given: Iterable[GivenEpisode]) -> Iterator[_Episode]:
     """Each episode by itself, as arrays that fit together."""
     for number, parts in enumerate(given):
+        if isinstance(parts, KShotBatch):
+            parts = (parts.support.images, parts.support.labels, *parts[1:])
         if len(parts) != len(_Episode._fields):
             raise EpisodeError(
                 f"item {number} has {len(parts)} parts; an episode is ({', '.join(_Episode._fields)})"
