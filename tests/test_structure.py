@@ -162,6 +162,15 @@ def test_the_command_line_starts_without_what_is_heavy() -> None:
         assert not reached(module) & heavy
 
 
+def test_other_libraries_are_imported_where_they_are_used() -> None:
+    """So that importing an adapter neither needs nor changes them."""
+    apart = "fewshot.interop.torchmeta_classes"
+    for module in MODULES:
+        others = {"learn2learn", "torchmeta"} & imports(module, only_at_import=True)
+        assert bool(others) == (module == apart), module
+        assert apart not in imports(module, only_at_import=True), module
+
+
 def test_no_modules_import_each_other() -> None:
     graph = {name: own_imports(name, only_at_import=True) - {name} for name in MODULES}
     TopologicalSorter(graph).prepare()  # raises CycleError

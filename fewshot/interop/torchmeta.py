@@ -96,7 +96,7 @@ class LoaderEpisodes(TaskEpisodes):
         images, labels = self._collate([subset])
         if not isinstance(labels, Tensor):
             raise InteropError(
-                "torchmeta's labels are pairs of class and augmentation: give the data set Categorical for its "
+                "torchmeta's labels are pairs of class and augmentation: give the data set Categorical as "
                 "target_transform"
             )
         task = subset.dataset  # the classes of a task stand one after the other
