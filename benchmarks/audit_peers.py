@@ -112,7 +112,7 @@ def _audited(subject: str, file: Path) -> Iterator[Finding]:
 def _ours(pool: ClassPool) -> Iterator[GivenEpisode]:
     for batch in EpisodeSampler(pool, SHAPE, episode_seed=0).batches(0, EPISODES, 100):
         assert isinstance(batch, KShotBatch)
-        yield batch.support.images, batch.support.labels, *batch[1:]
+        yield batch
 
 
 def _write(out: Path, findings: list[Finding], facts: Mapping[str, Any]) -> None:

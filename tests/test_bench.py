@@ -416,3 +416,16 @@ def test_what_cannot_be_built_leaves_no_peer_and_one_line(
         with pytest.raises(PeerError, match="it could not be installed"):
             environment.interpreter(peer)
     assert capsys.readouterr().err.count("could not be installed: no space left") == len(peers.VERSIONS)
+
+
+def test_an_interpreter_is_printed_if_all_that_are_asked_for_are_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    environment = PeerEnvironment(Path("bin/python"), {"torchmeta": "no network"})
+    monkeypatch.setattr(peers, "peer_environment", lambda: environment)
+    monkeypatch.setattr(sys, "argv", ["peers", "learn2learn"])
+    peers.main()
+    assert capsys.readouterr().out == "bin/python\n"
+    monkeypatch.setattr(sys, "argv", ["peers", "learn2learn", "torchmeta"])
+    with pytest.raises(SystemExit, match="torchmeta: it could not be installed"):
+        peers.main()

@@ -67,11 +67,12 @@ class LoaderEpisodes(TaskEpisodes):
     """
 
     def __init__(self, loader: Any, *, episode_seed: int = 0) -> None:
-        """Raises InteropError for a loader that does not shuffle: its tasks are in an order of their own."""
+        """Raises InteropError for a loader that does not draw: its tasks are in an order of their own."""
         library = _torchmeta("torchmeta.utils.data")
         if not isinstance(loader.sampler, library.sampler.CombinationRandomSampler):
             raise InteropError(
-                "the loader has an order of its own, and episodes are drawn: give one with shuffle=True"
+                f"episodes are drawn, and this loader's sampler is {type(loader.sampler).__name__}: give the "
+                "loader of a CombinationMetaDataset, with shuffle=True"
             )
         self._tasks = loader.dataset
         self._collate = loader.collate_fn

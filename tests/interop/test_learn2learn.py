@@ -16,6 +16,7 @@ from fewshot.harness.evaluate import evaluate
 from fewshot.interop.images import PoolImages
 from fewshot.interop.learn2learn import TasksetEpisodes, as_tasks, meta_dataset, taskset_of
 from fewshot.learners.nearest_neighbour import NearestNeighbour
+from fewshot.learners.prototypical import Prototypical
 
 PROTOCOL = KShot(3, 2, 3)
 
@@ -43,6 +44,21 @@ def test_a_learner_is_measured_on_a_taskset(split: Split) -> None:
     assert evaluation.accuracy == 1
     again = TasksetEpisodes(taskset_of(meta_dataset(split.test), PROTOCOL), shot=2)
     assert again.digest(20) == evaluation.episodes_digest
+
+
+def test_a_learner_is_trained_on_a_taskset(split: Split) -> None:
+    torch.manual_seed(0)
+    learner = Prototypical((1, 12, 12), 3, widths=(4, 4))
+    optimizer = torch.optim.Adam(learner.parameters(), lr=0.03)
+    source = TasksetEpisodes(taskset_of(meta_dataset(split.train), PROTOCOL), shot=2)
+    losses = []
+    for batch in source.batches(0, 60, 3):
+        optimizer.zero_grad()
+        loss = learner.loss(batch)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert sum(losses[-5:]) < sum(losses[:5]) / 2
 
 
 def test_a_taskset_of_so_many_tasks_is_those(split: Split) -> None:

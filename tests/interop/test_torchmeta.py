@@ -95,7 +95,7 @@ def test_what_was_mended(split: Split, torchmeta: Any) -> None:
 
 def test_a_loader_that_does_not_draw_is_refused(split: Split, torchmeta: Any) -> None:
     dataset = task_dataset(PoolImages(split.train), PROTOCOL)
-    with pytest.raises(InteropError, match="give one with shuffle=True"):
+    with pytest.raises(InteropError, match=r"CombinationSequentialSampler: give the loader .* shuffle=True"):
         LoaderEpisodes(loader(torchmeta, dataset, shuffle=False))
 
 
