@@ -4,8 +4,8 @@ Those libraries draw from the global generators of Python, numpy and torch, so t
 was drawn before it. Here the generators are seeded for each episode from (episode seed, number), and left as
 they were: episode i is the same whenever and however often it is asked for, and learners can be compared on
 the same ones. `fewshot.evaluate` takes such a source, and `fewshot.audit_episodes` its batches. To train on
-them is a loop of one's own over `learner.loss(batch)`: a run of `fewshot.train` is a function of data, settings,
-learner and seed, and episodes from elsewhere are none of these.
+them is a loop of one's own over `learner.loss(batch)`: a run of `fewshot.train` is a function of data,
+settings, learner and seed, and episodes from elsewhere are none of these.
 
 What a task shows is left as the library's own transforms made it, normalisation included. Only the order of
 its images is drawn anew, for both libraries give them class by class.
