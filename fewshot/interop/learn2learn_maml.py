@@ -50,7 +50,7 @@ class Learn2LearnMaml(Learner):
         self.maml = maml
         self.inner_steps = inner_steps
         self.inner_steps_test = inner_steps_test
-        self.transductive = any(_batch_norms(maml))
+        self.transductive = bool(_batch_norms(maml))
 
     def start(self, batch: int, way: int) -> Adapted:
         if reason := self.way_refusal(way):
