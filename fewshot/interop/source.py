@@ -111,7 +111,7 @@ class TaskEpisodes(ABC):
         sha = hashlib.sha256()
         for part in (part for number in range(count) for part in self.task(number)):
             sha.update(f"{part.dtype} {list(part.shape)}".encode())
-            sha.update(part.numpy().tobytes())
+            sha.update(part.cpu().numpy().tobytes())
         return sha.hexdigest()
 
     def _drawn(self, number: int) -> Task:
