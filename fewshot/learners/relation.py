@@ -85,7 +85,7 @@ class Relation(CentroidLearner):
 class RelationModule(nn.Module):
     """g: the scores of all pairs of an image and a class; halves maps twice, where they are large enough."""
 
-    def __init__(self, maps: tuple[int, int, int], width: int, hidden_size: int) -> None:
+    def __init__(self, maps: tuple[int, ...], width: int, hidden_size: int) -> None:
         """maps: (channel, height, width) of what is compared."""
         super().__init__()
         self.maps = maps
