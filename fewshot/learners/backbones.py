@@ -251,13 +251,16 @@ class Backbone:
         *,
         downsample: Downsample = "pool",
         batch_norm: BatchNormMode = "frozen",
+        halvings: int | None = None,
     ) -> ImageNetwork:
         """The network; the other options are those of `ConvBackbone`. LearnerError where it cannot be."""
         if self.name != "conv" and batch_norm != "frozen":
             raise LearnerError(f'{self.name} takes batch_norm = "frozen"; got {batch_norm!r}')
         match self.name:
             case "conv":
-                return ConvBackbone(image_shape, widths, downsample=downsample, batch_norm=batch_norm)
+                return ConvBackbone(
+                    image_shape, widths, downsample=downsample, batch_norm=batch_norm, halvings=halvings
+                )
             case "resnet12" | "resnet12_narrow":
                 return ResNet12(image_shape, RESNET12_WIDTHS[self.name], self.drop_rate)
             case "resnet18" | "resnet50":

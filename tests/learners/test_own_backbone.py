@@ -22,19 +22,28 @@ from fewshot.harness.train import train
 from fewshot.learners import backbones
 from fewshot.learners.backbones import Backbone, register_backbone
 from fewshot.learners.check import check_learner
-from fewshot.learners.registry import build_learner, learner_class, options_of
+from fewshot.learners.registry import build_learner, learner_class, learner_names, options_of
 from tests.harness.test_golden_traces import split
 from tests.learners.made_up import SHAPE, accuracy, kshot, patterns
 
 WAY = 3
 OPTIONS: dict[str, dict[str, Any]] = {
     "attention": {"embedding_size": 6, "hidden_size": 8},
+    "baseline": {"classes": 9, "head_steps": 5},
+    "baseline_pp": {"classes": 9, "head_steps": 5},
     "feedforward": {"embedding_size": 6, "hidden_size": 8},
     "key_value": {"embedding_size": 6, "num_slots": 8},
+    "logistic": {},
     "lstm": {"embedding_size": 6, "hidden_size": 8},
     "mann": {"embedding_size": 6, "hidden_size": 8, "num_slots": 8, "word_size": 5, "read_heads": 2},
+    "matching": {},
+    "meta_baseline": {"classes": 9},
     "nearest_feature": {"embedding_size": 6},
     "prototypical": {},
+    "relation": {"relation_width": 4},
+    "ridge": {},
+    "siamese": {"embedding_size": 6},
+    "simpleshot": {"classes": 9},
 }
 
 
@@ -59,6 +68,12 @@ def chosen(name: str, backbone: str = "tiny", **more: Any) -> dict[str, Any]:
     return OPTIONS[name] | {"backbone": {"name": backbone} | more}
 
 
+def test_every_learner_that_takes_a_backbone_is_here() -> None:
+    taking = {name for name in learner_names() if "backbone" in options_of(learner_class(name))}
+    assert taking - set(OPTIONS) == {"mann_dnc", "mann_ntm", "mann_sparse"}, "they have the encoder of mann"
+    assert set(OPTIONS) <= taking
+
+
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_learner_behind_it_keeps_its_promises_and_its_weights(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -73,7 +88,7 @@ def test_a_learner_behind_it_keeps_its_promises_and_its_weights(name: str, tmp_p
         assert torch.equal(load_learner(path).answer(batch), loaded.answer(batch))
 
 
-@pytest.mark.parametrize("name", ["mann", "prototypical"])
+@pytest.mark.parametrize("name", ["mann", "ridge"])
 def test_it_is_trained_and_evaluated(name: str) -> None:
     torch.manual_seed(0)
     learner = build_learner(name, SHAPE, WAY, chosen(name))
@@ -103,6 +118,23 @@ def test_frozen_it_stays_what_it_is() -> None:
     optimizer.step()
     assert before
     assert all(map(torch.equal, before, own_weights(learner)))
+
+
+def test_prototypes_need_something_to_train() -> None:
+    with pytest.raises(LearnerError) as refused:
+        build_learner("prototypical", SHAPE, WAY, chosen("prototypical", frozen=True))
+    assert str(refused.value) == (
+        "prototypes by own tiny frozen leave nothing to train: leave frozen out, or choose nearest_feature"
+    )
+
+
+def test_relations_need_maps() -> None:
+    with pytest.raises(LearnerError) as refused:
+        build_learner("relation", SHAPE, WAY, chosen("relation", "flat"))
+    assert str(refused.value) == (
+        'relation compares maps, and own flat gives flat features: choose backbone = { name = "conv" }, or '
+        "one of your own that gives maps (image, channel, height, width)"
+    )
 
 
 def test_features_are_those_of_the_module_for_any_leading_dimensions() -> None:

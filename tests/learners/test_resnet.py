@@ -245,7 +245,7 @@ def test_the_backbone_of_before_is_no_part_of_a_key(name: str) -> None:
         ("lstm", {"drop_rate": 0.1}, "drop_rate is of ResNet-12 alone; got 'conv'"),
         ("lstm", {"name": "resnet12", "drop_rate": 2.0}, "drop_rate must be from 0 to 1"),
         ("lstm", {"name": "resnet18", "frozen": True}, "frozen resnet18 without weights would stay random"),
-        ("prototypical", {"name": "resnet18", "weights": "x.pt", "frozen": True}, "leave nothing to train"),
+        ("relation", {"name": "resnet12"}, "relation compares maps, and ResNet-12 gives flat features"),
     ],
 )
 def test_a_choice_that_cannot_be_is_refused_in_one_line(
