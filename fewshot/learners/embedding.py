@@ -10,14 +10,14 @@ To write your own, give `start`, `embed`, `observe_features` and `predict_featur
 """
 
 from abc import abstractmethod
-from typing import ClassVar, Literal, TypedDict
+from typing import ClassVar, TypedDict
 
 import torch
 from torch import Tensor
 
 from fewshot.episodes.batch import EpisodeBatch, KShotBatch, StreamBatch, Support
 from fewshot.errors import LearnerError
-from fewshot.learners.backbones import CONV, Backbone
+from fewshot.learners.backbones import CONV, Backbone, BatchNormMode
 from fewshot.learners.base import Learner, State, name_in_turn, observe_in_turn
 from fewshot.memory.attribution import Watch
 
@@ -113,7 +113,7 @@ class BackboneLearner(EmbeddingLearner):
     feature_size: how many features `embed` gives; a learner that makes others of them says so.
     """
 
-    batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
+    batch_norm: BatchNormMode = "frozen"
     added_options: ClassVar[frozenset[str]] = frozenset({"backbone"})
 
     def __init__(
