@@ -57,7 +57,9 @@ class Known(Generic[Thing]):
             module = importlib.import_module(home)
         except Exception as error:  # a stranger's module may raise anything
             if isinstance(error, ModuleNotFoundError) and f"{home}.".startswith(f"{error.name}."):
-                raise LearnerError(f"{self._unknown(name)}; and {error}") from None
+                raise LearnerError(
+                    f"{self._unknown(name)}; and {error}: go to where it lies, or install it"
+                ) from None
             text = " ".join(str(error).split())
             raise LearnerError(f"module {home} does not import: {type(error).__name__}: {text}") from error
         found: Thing = getattr(module, attribute, None)  # type: ignore[assignment]
