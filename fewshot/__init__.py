@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from fewshot.harness.train import calibrate as calibrate
     from fewshot.harness.train import train as train
     from fewshot.learners.backbones import ConvBackbone as ConvBackbone
+    from fewshot.learners.backbones import register_backbone as register_backbone
     from fewshot.learners.base import Learner as Learner
     from fewshot.learners.check import check_learner as check_learner
     from fewshot.learners.registry import build_learner as build_learner
@@ -64,6 +65,7 @@ _HOMES = {
     "load_image_folder": "data.image_folder",
     "load_learner": "harness.checkpoint",
     "read_image_lists": "episodes.image_lists",
+    "register_backbone": "learners.backbones",
     "register_learner": "learners.registry",
     "save_learner": "harness.checkpoint",
     "split_by_fraction": "data.splits",

@@ -55,6 +55,7 @@ PUBLIC = [
     "load_image_folder",
     "load_learner",
     "read_image_lists",
+    "register_backbone",
     "register_learner",
     "save_learner",
     "split_by_fraction",

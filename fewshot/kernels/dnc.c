@@ -802,6 +802,9 @@ static Memory memory_of(const Scan *s) {
 /* Numbers of a row of slots. */
 size dnc_padded(size slots) { return round_up(slots, LANES); }
 
+/* Numbers that a step is fed with. */
+size dnc_interface(const Scan *s) { return places_of(s).slopes; }
+
 size dnc_scratch(const Scan *s) {
     Memory memory = memory_of(s);
     return sequence_scratch(&s->sequence, &memory);

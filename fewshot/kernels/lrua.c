@@ -485,6 +485,9 @@ void lrua_padded(size heads, size word, size slots, size *memory, size *weights,
     *padded_slots = z.slots;
 }
 
+/* Numbers that a step is fed with. */
+size lrua_interface(const Scan *s) { return sizes_of(s).interface; }
+
 size lrua_scratch(const Scan *s) {
     Memory memory = memory_of(s);
     return sequence_scratch(&s->sequence, &memory);

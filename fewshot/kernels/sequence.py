@@ -109,6 +109,7 @@ class Sequence(torch.autograd.Function):
         recurrent_weight, interface_weight, first, cell, *state, memory, keep = given
         batch, steps, gates = projected.shape
         interface, hidden = interface_weight.shape
+        assert offsets.shape == (batch, steps, interface), "each step's interface has its offsets"
         lstm = gates != hidden
         words = recurrent_weight.shape[1] - hidden * lstm
         # Without a tied path the offsets are one bias, expanded: the kernel takes their strides as they are.
@@ -199,8 +200,13 @@ def _call(
 ) -> None:
     addresses = {field: address(tensor) for field, tensor in tensors.items()}
     arguments = memory.structure()(**numbers, **addresses, threads=torch.get_num_threads())
-    room = getattr(kernels, f"{memory.name}_scratch")
-    room.restype = ctypes.c_int64
-    scratch = empty(room(ctypes.byref(arguments)))
+
+    def size(of: str) -> int:
+        tells = getattr(kernels, f"{memory.name}_{of}")
+        tells.restype = ctypes.c_int64
+        return int(tells(ctypes.byref(arguments)))
+
+    assert arguments.interface == size("interface"), f"{memory.name} reads {size('interface')} numbers a step"
+    scratch = empty(size("scratch"))
     arguments.scratch = address(scratch)
     getattr(kernels, f"{memory.name}_{function}")(ctypes.byref(arguments))

@@ -3,7 +3,7 @@
 Conv4-64, the field's standard (Vinyals et al. 2016; Snell et al. 2017), is `widths=(64, 64, 64, 64)` with
 pooling: 64 features of a 28x28 image, 1600 of an 84x84 one. Conv4-32 (Ravi and Larochelle 2017) has half the
 widths, and MAML's strided one (Finn et al. 2017, for Omniglot) `downsample="stride"`. `Backbone` names the
-others.
+others, those that somebody registers among them.
 """
 
 import math
@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from fewshot.errors import LearnerError
 from fewshot.kernels import convolve, first_layer, normalise, winograd
 from fewshot.learners.image_network import ImageNetwork
+from fewshot.learners.known import Known
 from fewshot.learners.options import check_at_least, check_fraction
+from fewshot.learners.own_network import Builder, OwnNetwork
 from fewshot.learners.pretrained import Architecture, TorchvisionResNet
 from fewshot.learners.resnet12 import ResNet12
 
@@ -171,7 +173,6 @@ class ConvBackbone(ImageNetwork):
         check_at_least(1, widths=min(widths))
         self.image_shape = image_shape
         self.output_shape = (widths[-1], height, width)
-        self.output_size = math.prod(self.output_shape)
         self.blocks = nn.Sequential(
             *(
                 ConvBlock(
@@ -193,27 +194,53 @@ class ConvBackbone(ImageNetwork):
         return maps
 
 
+_OWN = Known[Builder](
+    kind="backbone",
+    noun="function",
+    example='"package.module:function"',
+    fits=callable,
+    things={},
+    reserved=("conv", *RESNET12_WIDTHS, *get_args(Architecture)),
+)
+
+
+def register_backbone(name: str, build: Builder) -> None:
+    """Make a network of one's own known by name, for the option `backbone` of every learner that has it.
+
+    build: from the shape of images, (channel, height, width), to a module that makes of images (image,
+    channel, height, width) features (image, feature), or maps of them (image, channel, height, width).
+    Raises LearnerError where the name is taken or malformed.
+    """
+    _OWN.register(name, build)
+
+
 @dataclass(frozen=True)
 class Backbone:
     """Which network turns images into features; in a suite a table, `backbone = {name = "resnet18"}`.
 
     name: "conv", of the widths that the learner has an option for; "resnet12", the few-shot one, or
-        "resnet12_narrow" (`resnet12.py`); "resnet18" or "resnet50", torchvision's (`pretrained.py`). The
+        "resnet12_narrow" (`resnet12.py`); "resnet18" or "resnet50", torchvision's (`pretrained.py`); one's
+        own, by the name that it is registered by or as "package.module:function" (`own_network.py`). The
         other options of convolutions mean nothing to these.
-    weights, frozen: of torchvision's alone, see there. drop_rate: of DropBlock in ResNet-12.
+    weights: of torchvision's alone, see there. frozen: of torchvision's and one's own, which are not trained
+        then. drop_rate: of DropBlock in ResNet-12.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    name: Literal["conv", "resnet12", "resnet12_narrow", "resnet18", "resnet50"] = "conv"
+    name: str = "conv"
     weights: str | None = None
     frozen: bool = False
     drop_rate: float = 0.0
 
     def __post_init__(self) -> None:
         check_fraction(drop_rate=self.drop_rate)
-        if (self.weights or self.frozen) and self.name not in get_args(Architecture):
-            raise LearnerError(f"weights and frozen are of torchvision's ResNets alone; got {self.name!r}")
+        if self.name not in _OWN.reserved:
+            _OWN.find(self.name)
+        elif self.frozen and self.name not in get_args(Architecture):
+            raise LearnerError(f"a frozen {self.name} would stay random: leave frozen out")
+        if self.weights and self.name not in get_args(Architecture):
+            raise LearnerError(f"weights are of torchvision's ResNets alone; got {self.name!r}")
         if self.drop_rate and self.name not in RESNET12_WIDTHS:
             raise LearnerError(f"drop_rate is of ResNet-12 alone; got {self.name!r}")
 
@@ -224,17 +251,22 @@ class Backbone:
         *,
         downsample: Downsample = "pool",
         batch_norm: BatchNormMode = "frozen",
+        halvings: int | None = None,
     ) -> ImageNetwork:
         """The network; the other options are those of `ConvBackbone`. LearnerError where it cannot be."""
         if self.name != "conv" and batch_norm != "frozen":
             raise LearnerError(f'{self.name} takes batch_norm = "frozen"; got {batch_norm!r}')
         match self.name:
             case "conv":
-                return ConvBackbone(image_shape, widths, downsample=downsample, batch_norm=batch_norm)
+                return ConvBackbone(
+                    image_shape, widths, downsample=downsample, batch_norm=batch_norm, halvings=halvings
+                )
             case "resnet12" | "resnet12_narrow":
                 return ResNet12(image_shape, RESNET12_WIDTHS[self.name], self.drop_rate)
-            case architecture:
-                return TorchvisionResNet(image_shape, architecture, self.weights, self.frozen)
+            case "resnet18" | "resnet50":
+                return TorchvisionResNet(image_shape, self.name, self.weights, self.frozen)
+            case own:
+                return OwnNetwork(image_shape, own, _OWN.find(own), frozen=self.frozen)
 
 
 CONV = Backbone()

@@ -40,7 +40,8 @@ class Learner(nn.Module, ABC):
         logit for each; "string" its code, and an answer is a logit for each value of each letter
         (`fewshot.episodes.labels`). An option may decide it.
     fixed_way: whether the learner answers only the way it was built for; an option may decide it.
-    batch_norm: "none"; "frozen" (statistics from training); "batch" (of the images shown together).
+    batch_norm: "none"; "frozen" (statistics from training); "batch" (of the images shown together); an option
+        may decide it.
     trainable: whether there is anything to train.
     training_only: names of the modules that only training needs; a checkpoint leaves them out.
     classes: how many training classes there may be, where training tells all of them apart; None for any.
@@ -57,7 +58,7 @@ class Learner(nn.Module, ABC):
     label_equivariant: ClassVar[bool] = True
     labels: Labels = "one_hot"
     fixed_way: bool = False
-    batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "none"
+    batch_norm: Literal["none", "frozen", "batch"] = "none"
     trainable: ClassVar[bool] = True
     training_only: ClassVar[frozenset[str]] = frozenset()
     classes: int | None = None

@@ -5,16 +5,19 @@ neighbours in a batch (batch norm "frozen" or "none"). Ten thousand test episode
 drawings eight hundred thousand times, so `fewshot.evaluate` embeds each drawing once and answers from what
 it kept; answers are the same but for rounding, and `fewshot.check_learner` holds the two together.
 
-To write your own, give `start`, `embed`, `observe_features` and `predict_features`.
+To write your own, give `start`, `embed`, `observe_features` and `predict_features`; or have the backbone of a
+`BackboneLearner` for `embed`.
 """
 
 from abc import abstractmethod
+from typing import ClassVar, TypedDict
 
 import torch
 from torch import Tensor
 
 from fewshot.episodes.batch import EpisodeBatch, KShotBatch, StreamBatch, Support
 from fewshot.errors import LearnerError
+from fewshot.learners.backbones import CONV, Backbone, BatchNormMode
 from fewshot.learners.base import Learner, State, name_in_turn, observe_in_turn
 from fewshot.memory.attribution import Watch
 
@@ -91,6 +94,46 @@ class EmbeddingLearner(Learner):
         ways = ("observe", "predict", "adapt", "stream", "answer")
         own = (getattr(getattr(self, way), "__func__", None) for way in ways)
         return all(found is getattr(EmbeddingLearner, way) for way, found in zip(ways, own, strict=True))
+
+
+class BackboneOptions(TypedDict, total=False):
+    """The options of every `BackboneLearner`, which explains them and gives the defaults.
+
+    A learner's constructor lists its own options and passes these on: `**shared: Unpack[BackboneOptions]`.
+    """
+
+    widths: tuple[int, ...]
+    backbone: Backbone
+
+
+class BackboneLearner(EmbeddingLearner):
+    """A learner whose features are those of a backbone, batch norm frozen. It comes before whatever
+    else a learner is: `class Ridge(BackboneLearner, StoringLearner)`.
+
+    feature_size: how many features `embed` gives; a learner that makes others of them says so.
+    """
+
+    batch_norm: BatchNormMode = "frozen"
+    added_options: ClassVar[frozenset[str]] = frozenset({"backbone"})
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        way: int,
+        *,
+        widths: tuple[int, ...] = (64, 64, 64, 64),
+        backbone: Backbone = CONV,
+        halvings: int | None = None,
+    ) -> None:
+        """widths, halvings: of convolution blocks, see `ConvBackbone`; nothing to other backbones."""
+        super().__init__(image_shape, way)
+        self.backbone = backbone.build(image_shape, widths, halvings=halvings)
+        self.backbone_name = self.backbone.name
+        self.feature_size = self.backbone.output_size
+
+    def embed(self, images: Tensor) -> Tensor:
+        features: Tensor = self.backbone(images)
+        return features
 
 
 def embed_in_parts(learner: EmbeddingLearner, images: Tensor) -> Tensor:

@@ -21,14 +21,14 @@ In a stream the head is fitted anew at each step.
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, Literal, TypedDict
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from fewshot.episodes.batch import EpisodeBatch
-from fewshot.learners.backbones import ConvBackbone
 from fewshot.learners.class_training import CLASSES, CLASSIFIER, classification_loss
+from fewshot.learners.embedding import BackboneLearner, BackboneOptions
 from fewshot.learners.metric import all_images
 from fewshot.learners.options import check_at_least
 from fewshot.learners.stored import Stored, StoringLearner
@@ -36,18 +36,16 @@ from fewshot.learners.stored import Stored, StoringLearner
 LEARNING_RATE, MOMENTUM, DAMPENING, WEIGHT_DECAY = 0.01, 0.9, 0.9, 0.001
 
 
-class HeadOptions(TypedDict, total=False):
+class HeadOptions(BackboneOptions, total=False):
     """The options of both, see `FittedHead`."""
 
-    widths: tuple[int, ...]
     classes: int
     head_steps: int
 
 
-class FittedHead(StoringLearner):
+class FittedHead(BackboneLearner, StoringLearner):
     """A learner trained by classification that fits a head to the images shown; any way and shot."""
 
-    batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
     training_only: ClassVar[frozenset[str]] = CLASSIFIER
 
     def __init__(
@@ -56,19 +54,16 @@ class FittedHead(StoringLearner):
         way: int,
         *,
         classifier: Callable[[int, int], nn.Module],
-        widths: tuple[int, ...] = (64, 64, 64, 64),
         classes: int = CLASSES,
         head_steps: int = 100,
+        **shared: Unpack[BackboneOptions],
     ) -> None:
-        """classifier: made of the numbers of features and of classes. widths: channels of each convolution
-        block; classes: training classes at most, turned ones too; head_steps: of gradient descent.
+        """classifier: made of the numbers of features and of classes. classes: training classes at most,
+        turned ones too; head_steps: of gradient descent.
         """
-        super().__init__(image_shape, way)
         check_at_least(1, classes=classes)
         check_at_least(0, head_steps=head_steps)
-        self.backbone = ConvBackbone(image_shape, widths)
-        self.backbone_name = self.backbone.name
-        self.feature_size = self.backbone.output_size
+        super().__init__(image_shape, way, **shared)
         self.classes = classes
         self.head_steps = head_steps
         self.classifier = classifier(self.feature_size, classes)
@@ -81,10 +76,6 @@ class FittedHead(StoringLearner):
     @abstractmethod
     def head(self, products: Tensor, targets: Tensor) -> Tensor:
         """The head's coefficients: (batch, image, image), (batch, image, way) -> (batch, image, way)."""
-
-    def embed(self, images: Tensor) -> Tensor:
-        features: Tensor = self.backbone(images)
-        return features
 
     def scores(self, state: Stored, features: Tensor) -> Tensor:
         coefficients = self.head(self.products(state.features, state.features), state.shown)

@@ -36,7 +36,7 @@ from torch.autograd.function import once_differentiable
 
 from fewshot.episodes.batch import EpisodeBatch, KShotBatch, StreamBatch, Support, some_episodes
 from fewshot.errors import LearnerError
-from fewshot.learners.backbones import ConvBackbone, Downsample
+from fewshot.learners.backbones import BatchNormMode, ConvBackbone, Downsample
 from fewshot.learners.base import Learner
 from fewshot.learners.task_network import Weights, logits, map_sizes, same_weights
 
@@ -85,7 +85,7 @@ class GradientLearner(Learner):
 
     label_equivariant: ClassVar[bool] = False
     fixed_way: bool = True
-    batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "batch"
+    batch_norm: BatchNormMode = "batch"
     presentations: ClassVar[tuple[int, ...] | None] = (1, 2, 3, 5, 10)
 
     second_order: ClassVar[bool]

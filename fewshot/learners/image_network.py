@@ -1,6 +1,8 @@
 """What every backbone is: a network from images to flat features, for any leading dimensions."""
 
+import math
 from abc import abstractmethod
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +12,31 @@ class ImageNetwork(nn.Module):
     """(..., channel, height, width) -> (..., output_size); subclasses say how, for one leading dimension.
 
     Trained on a GPU, it computes in bfloat16 (weights, statistics and features stay float32); it answers in
-    float32. name: as tables give it.
+    float32.
+
+    output_shape: an image's features before they are laid flat, (channel, height, width) where they are maps;
+    name: as tables give it; frozen: whether it is not trained, see `freeze`.
     """
 
-    output_size: int
+    output_shape: tuple[int, ...]
     name: str
+    frozen: bool = False
+
+    @property
+    def output_size(self) -> int:
+        """How many features an image has."""
+        return math.prod(self.output_shape)
+
+    def freeze(self) -> None:
+        """Weights, and the statistics of batch norms, stay what they are from now on."""
+        self.requires_grad_(False)
+        self.eval()
+        self.frozen = True
+        self.name += " frozen"
+
+    def train(self, mode: bool = True) -> Self:
+        """A frozen network stays in evaluation mode."""
+        return super().train(mode and not self.frozen)
 
     @abstractmethod
     def maps(self, images: Tensor) -> Tensor:

@@ -37,7 +37,6 @@ class KeyValue(MetricLearner):
     margin: by how much the nearest right key should be nearer than the nearest wrong one.
     """
 
-    batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
     has_memory = True
     added_options: ClassVar[frozenset[str]] = frozenset({"backbone"})
 
@@ -73,6 +72,7 @@ class KeyValue(MetricLearner):
             batch_norm=batch_norm,
             backbone=backbone,
         )
+        self.batch_norm = batch_norm
         check_metric_weight(metric_weight, self.encoder)
         self.register_buffer("new_score", torch.tensor(0.5))
 

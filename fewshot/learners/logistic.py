@@ -17,47 +17,38 @@ and each step is a system of as many unknowns as images. A class that was not se
 """
 
 import math
-from typing import ClassVar, Literal
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
-from fewshot.learners.backbones import ConvBackbone
+from fewshot.learners.embedding import BackboneLearner, BackboneOptions
 from fewshot.learners.options import check_above_zero, check_at_least
 from fewshot.learners.stored import Stored, StoringLearner
 
 
-class Logistic(StoringLearner):
+class Logistic(BackboneLearner, StoringLearner):
     """Logistic regression by Newton's steps; inductive, batch norm frozen, any way and shot."""
-
-    batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
 
     def __init__(
         self,
         image_shape: tuple[int, int, int],
         way: int,
         *,
-        widths: tuple[int, ...] = (64, 64, 64, 64),
         regulariser: float = 10.0,
         scale: float = 2.0,
         newton_steps: int = 5,
+        **shared: Unpack[BackboneOptions],
     ) -> None:
-        """widths: of the convolution blocks; regulariser, scale: lambda and alpha, before training."""
-        super().__init__(image_shape, way)
+        """regulariser, scale: lambda and alpha, before training."""
         check_above_zero(regulariser=regulariser, scale=scale)
         check_at_least(1, newton_steps=newton_steps)
-        self.backbone = ConvBackbone(image_shape, widths)
-        self.backbone_name = self.backbone.name
-        self.feature_size = self.backbone.output_size
+        super().__init__(image_shape, way, **shared)
         self.newton_steps = newton_steps
         self.log_regulariser = nn.Parameter(torch.tensor(math.log(regulariser)))
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
         self.bias = nn.Parameter(torch.tensor(0.0))
         self.register_buffer("new_score", torch.tensor(0.0))
-
-    def embed(self, images: Tensor) -> Tensor:
-        features: Tensor = self.backbone(images)
-        return features
 
     def scores(self, state: Stored, features: Tensor) -> Tensor:
         coefficients = logistic_coefficients(

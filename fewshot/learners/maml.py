@@ -69,6 +69,7 @@ class Maml(GradientLearner):
                 nn.ModuleList(nn.BatchNorm2d(norm.num_features, track_running_stats=followed) for norm in own)
                 for _ in range(self.inner_steps)
             )
+            self.batch_norm = "frozen" if followed else "batch"
         self.transductive = self.transductive and norms != "running"
         self.step_rates: nn.Parameter | None = None
         if step_rates:

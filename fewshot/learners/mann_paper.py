@@ -12,7 +12,7 @@ Each departure of `Mann` but the encoder is an option here too, so that one alon
 network: which is the smallest that makes it learn?
 """
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from fewshot.episodes.labels import Labels
 from fewshot.learners.memory_network import MemoryNetwork
@@ -28,7 +28,6 @@ class MannPaper(MemoryNetwork):
     `Lrua`), and tie, the tied content path (see `fewshot.memory.cell`), which needs add_vector "apart".
     """
 
-    batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "none"
     added_options: ClassVar[frozenset[str]] = frozenset(
         {"least_used", "add_vector", "strength_offset", "order", "tie", "labels"}
     )

@@ -23,47 +23,36 @@ random. In a stream the support are the images shown so far.
 """
 
 import math
-from typing import ClassVar, Literal
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
-from fewshot.learners.backbones import ConvBackbone
+from fewshot.learners.embedding import BackboneLearner, BackboneOptions
 from fewshot.learners.metric import NEW_COSINE, cosines, soft_best_of_class
 from fewshot.learners.options import check_above_zero, check_at_least
 from fewshot.learners.stored import Stored, StoringLearner
 
 
-class Matching(StoringLearner):
+class Matching(BackboneLearner, StoringLearner):
     """Attention by cosine over all images shown; inductive, batch norm frozen, any way and shot."""
-
-    batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
 
     def __init__(
         self,
         image_shape: tuple[int, int, int],
         way: int,
         *,
-        widths: tuple[int, ...] = (64, 64, 64, 64),
         full_context: bool = False,
         reading_steps: int = 5,
         sharpness: float = 10.0,
+        **shared: Unpack[BackboneOptions],
     ) -> None:
-        """widths: channels of each convolution block; reading_steps: of a query, where context is full;
-        sharpness: before training.
-        """
-        super().__init__(image_shape, way)
+        """reading_steps: of a query, where context is full; sharpness: before training."""
         check_above_zero(sharpness=sharpness)
-        self.backbone = ConvBackbone(image_shape, widths)
-        self.backbone_name = self.backbone.name
-        self.feature_size = self.backbone.output_size
+        super().__init__(image_shape, way, **shared)
         self.context = FullContext(self.feature_size, reading_steps) if full_context else None
         self.log_sharpness = nn.Parameter(torch.tensor(math.log(sharpness)))
         self.register_buffer("new_score", torch.tensor(NEW_COSINE * sharpness))
-
-    def embed(self, images: Tensor) -> Tensor:
-        features: Tensor = self.backbone(images)
-        return features
 
     def scores(self, state: Stored, features: Tensor) -> Tensor:
         stored, asked = state.features, features

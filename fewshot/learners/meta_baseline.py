@@ -13,13 +13,12 @@ trains each stage by itself, until it is done.)
 """
 
 import math
-from typing import ClassVar, Literal
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from fewshot.episodes.batch import EpisodeBatch
-from fewshot.learners.backbones import ConvBackbone
 from fewshot.learners.centroids import CentroidLearner
 from fewshot.learners.class_training import (
     CLASSES,
@@ -27,6 +26,7 @@ from fewshot.learners.class_training import (
     classification_loss,
     linear_classifier,
 )
+from fewshot.learners.embedding import BackboneLearner, BackboneOptions
 from fewshot.learners.metric import NEW_COSINE, all_images, cosines
 from fewshot.learners.options import check_at_least
 
@@ -34,10 +34,9 @@ SHARPNESS = 10.0
 """Before it is learned."""
 
 
-class MetaBaseline(CentroidLearner):
+class MetaBaseline(BackboneLearner, CentroidLearner):
     """Nearest class mean by sharpened cosine; inductive, batch norm frozen, any way and shot."""
 
-    batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
     training_only: ClassVar[frozenset[str]] = CLASSIFIER
 
     steps_done: Tensor
@@ -47,28 +46,21 @@ class MetaBaseline(CentroidLearner):
         image_shape: tuple[int, int, int],
         way: int,
         *,
-        widths: tuple[int, ...] = (64, 64, 64, 64),
         classes: int = CLASSES,
         classification_steps: int = 1000,
+        **shared: Unpack[BackboneOptions],
     ) -> None:
-        """widths: channels of each convolution block; classes: training classes at most, turned ones too;
-        classification_steps: how many steps of training are classification, the rest are episodes.
+        """classes: training classes at most, turned ones too; classification_steps: how many steps of
+        training are classification, the rest are episodes.
         """
-        super().__init__(image_shape, way)
         check_at_least(0, classification_steps=classification_steps)
-        self.backbone = ConvBackbone(image_shape, widths)
-        self.backbone_name = self.backbone.name
-        self.feature_size = self.backbone.output_size
+        super().__init__(image_shape, way, **shared)
         self.classes = classes
         self.classification_steps = classification_steps
         self.classifier = linear_classifier(self.feature_size, classes)
         self.log_sharpness = nn.Parameter(torch.tensor(math.log(SHARPNESS)))
         self.register_buffer("steps_done", torch.tensor(0))
         self.register_buffer("new_score", torch.tensor(NEW_COSINE * SHARPNESS))
-
-    def embed(self, images: Tensor) -> Tensor:
-        features: Tensor = self.backbone(images)
-        return features
 
     def similarity(self, features: Tensor, means: Tensor) -> Tensor:
         return self.log_sharpness.exp() * cosines(features, means)

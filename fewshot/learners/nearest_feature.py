@@ -43,7 +43,6 @@ class NearestFeature(Nearest):
     sharpness: what it is before training.
     """
 
-    batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
     has_memory = True
     added_options: ClassVar[frozenset[str]] = frozenset({"backbone"})
 
@@ -72,6 +71,7 @@ class NearestFeature(Nearest):
             batch_norm=batch_norm,
             backbone=backbone,
         )
+        self.batch_norm = batch_norm if self.backbone_name else "none"
         check_metric_weight(metric_weight, self.encoder)
         self.metric_weight, self.soft = metric_weight, soft
         self.log_sharpness = nn.Parameter(torch.tensor(math.log(sharpness)))

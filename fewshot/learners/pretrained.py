@@ -12,7 +12,7 @@ mean and deviation, not by ImageNet's.
 import hashlib
 import pickle
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -49,7 +49,7 @@ class TorchvisionResNet(ImageNetwork):
         if image_shape[0] not in (1, 3):
             raise LearnerError(
                 f"{architecture} takes images of 1 or 3 channels; these have {image_shape[0]}: choose "
-                'backbone = "conv"'
+                'backbone = { name = "conv" }'
             )
         if frozen and weights is None:
             raise LearnerError(
@@ -57,21 +57,17 @@ class TorchvisionResNet(ImageNetwork):
                 "a file, or leave frozen out"
             )
         network = getattr(resnet, architecture)(weights=None)
-        self.output_size = int(network.fc.in_features)
+        self.output_shape = (int(network.fc.in_features),)
         network.fc = nn.Identity()
         self.network: nn.Module = network
         if weights is not None:
             path = published_weights(architecture) if weights == PUBLISHED else Path(weights).expanduser()
             _load(self.network, path, architecture)
-        self.frozen = frozen
-        self.network.requires_grad_(not frozen)
         self.to(memory_format=torch.channels_last)
         origin = {None: "", PUBLISHED: " ImageNet"}.get(weights, " pretrained")
-        self.name = f"ResNet-{architecture.removeprefix('resnet')}{origin}{' frozen' if frozen else ''}"
-
-    def train(self, mode: bool = True) -> Self:
-        """Frozen batch norms do not follow what they are shown."""
-        return super().train(mode and not self.frozen)
+        self.name = f"ResNet-{architecture.removeprefix('resnet')}{origin}"
+        if frozen:
+            self.freeze()
 
     def maps(self, images: Tensor) -> Tensor:
         images = images.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)

@@ -58,7 +58,6 @@ class RecurrentLearner(EmbeddingLearner):
     """
 
     label_equivariant: ClassVar[bool] = False
-    batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
     added_options: ClassVar[frozenset[str]] = frozenset({"backbone"})
 
     def __init__(
@@ -91,6 +90,7 @@ class RecurrentLearner(EmbeddingLearner):
             batch_norm=batch_norm,
             backbone=backbone,
         )
+        self.batch_norm = batch_norm if self.backbone_name else "none"
         check_metric_weight(metric_weight, self.encoder)
         self.metric_weight = metric_weight
         self.labels = labels

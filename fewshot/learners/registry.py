@@ -4,7 +4,6 @@ A variant is a suffix after a colon ("mann:no_tie"): a label for tables, the cla
 learner of one's own is named "package.module:Class" (and may carry a variant too), or is registered.
 """
 
-import importlib
 import inspect
 import typing
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from fewshot.learners.baseline_pp import BaselinePp
 from fewshot.learners.count_guesser import CountGuesser
 from fewshot.learners.feedforward import Feedforward
 from fewshot.learners.key_value import KeyValue
+from fewshot.learners.known import Known
 from fewshot.learners.logistic import Logistic
 from fewshot.learners.lstm import Lstm
 from fewshot.learners.maml import Fomaml, Maml
@@ -41,48 +41,51 @@ from fewshot.learners.ridge import Ridge
 from fewshot.learners.siamese import Siamese
 from fewshot.learners.simpleshot import SimpleShot
 
-_CLASSES: dict[str, type[Learner]] = {
-    "anil": Anil,
-    "attention": Attention,
-    "baseline": Baseline,
-    "baseline_pp": BaselinePp,
-    "count_guesser": CountGuesser,
-    "feedforward": Feedforward,
-    "fomaml": Fomaml,
-    "key_value": KeyValue,
-    "logistic": Logistic,
-    "lstm": Lstm,
-    "maml": Maml,
-    "mann": Mann,
-    "mann_dnc": MannDnc,
-    "mann_ntm": MannNtm,
-    "mann_paper": MannPaper,
-    "mann_sparse": MannSparse,
-    "matching": Matching,
-    "meta_baseline": MetaBaseline,
-    "metasgd": MetaSgd,
-    "nearest_feature": NearestFeature,
-    "nearest_neighbour": NearestNeighbour,
-    "prototypical": Prototypical,
-    "relation": Relation,
-    "reptile": Reptile,
-    "ridge": Ridge,
-    "siamese": Siamese,
-    "simpleshot": SimpleShot,
-}
+_LEARNERS = Known[type[Learner]](
+    kind="learner",
+    noun="Learner",
+    example='"package.module:Class"',
+    fits=lambda found: inspect.isclass(found) and issubclass(found, Learner),
+    things={
+        "anil": Anil,
+        "attention": Attention,
+        "baseline": Baseline,
+        "baseline_pp": BaselinePp,
+        "count_guesser": CountGuesser,
+        "feedforward": Feedforward,
+        "fomaml": Fomaml,
+        "key_value": KeyValue,
+        "logistic": Logistic,
+        "lstm": Lstm,
+        "maml": Maml,
+        "mann": Mann,
+        "mann_dnc": MannDnc,
+        "mann_ntm": MannNtm,
+        "mann_paper": MannPaper,
+        "mann_sparse": MannSparse,
+        "matching": Matching,
+        "meta_baseline": MetaBaseline,
+        "metasgd": MetaSgd,
+        "nearest_feature": NearestFeature,
+        "nearest_neighbour": NearestNeighbour,
+        "prototypical": Prototypical,
+        "relation": Relation,
+        "reptile": Reptile,
+        "ridge": Ridge,
+        "siamese": Siamese,
+        "simpleshot": SimpleShot,
+    },
+)
 
 
 def learner_names() -> tuple[str, ...]:
     """The registered ids, sorted."""
-    return tuple(sorted(_CLASSES))
+    return _LEARNERS.names()
 
 
 def register_learner(name: str, learner: type[Learner]) -> None:
     """Make a learner of one's own known by name. Raises LearnerError where the name is taken or malformed."""
-    if not name.isidentifier():
-        raise LearnerError(f"a learner's name is letters, digits and underscores; got {name!r}")
-    if _CLASSES.setdefault(name, learner) is not learner:
-        raise LearnerError(f"learner {name!r} is {_CLASSES[name].__qualname__} already: choose another name")
+    _LEARNERS.register(name, learner)
 
 
 def learner_class(name: str) -> type[Learner]:
@@ -90,25 +93,8 @@ def learner_class(name: str) -> type[Learner]:
 
     Raises LearnerError for a name that is neither, and for a module that fails while it is imported.
     """
-    base, _, rest = name.partition(":")
-    if base in _CLASSES:
-        return _CLASSES[base]
-    attribute = rest.partition(":")[0]
-    if not (attribute and all(part.isidentifier() for part in base.split("."))):
-        raise LearnerError(f'{unknown("learner", name, _CLASSES)}; or a Learner as "package.module:Class"')
-    try:
-        module = importlib.import_module(base)
-    except Exception as error:  # a stranger's module may raise anything
-        if isinstance(error, ModuleNotFoundError) and f"{base}.".startswith(f"{error.name}."):
-            raise LearnerError(f"{unknown('learner', name, _CLASSES)}; and {error}") from None
-        text = " ".join(str(error).split())
-        raise LearnerError(f"module {base} does not import: {type(error).__name__}: {text}") from error
-    found = getattr(module, attribute, None)
-    if not (inspect.isclass(found) and issubclass(found, Learner)):
-        raise LearnerError(
-            f"{unknown('learner', name, _CLASSES)}; and module {base} has no Learner {attribute!r}"
-        )
-    return found
+    base, *rest = name.split(":")
+    return _LEARNERS.find(base if base in _LEARNERS.things else ":".join([base, *rest[:1]]))
 
 
 def options_of(learner: type[Learner], options: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -16,15 +16,17 @@ many times faster.
 """
 
 import math
-from typing import ClassVar, Literal
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewshot.episodes.batch import StreamBatch
-from fewshot.learners.backbones import ConvBackbone, ConvBlock
+from fewshot.errors import LearnerError
+from fewshot.learners.backbones import ConvBlock
 from fewshot.learners.centroids import CentroidLearner
+from fewshot.learners.embedding import BackboneLearner, BackboneOptions
 from fewshot.learners.metric import MetricLearner
 from fewshot.learners.options import check_at_least
 
@@ -35,34 +37,31 @@ PAIRS_AT_ONCE = 4096
 """In evaluation so many pairs are compared side by side: maps of 64x7x7 then take 51 megabytes a layer."""
 
 
-class Relation(CentroidLearner):
+class Relation(BackboneLearner, CentroidLearner):
     """A learned measure between images and class means; inductive, batch norm frozen, any way and shot."""
-
-    batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
 
     def __init__(
         self,
         image_shape: tuple[int, int, int],
         way: int,
         *,
-        widths: tuple[int, ...] = (64, 64, 64, 64),
         relation_width: int = 64,
         hidden_size: int = 8,
+        **shared: Unpack[BackboneOptions],
     ) -> None:
-        """widths, relation_width: channels of the encoder's blocks, and of those that compare; hidden_size:
-        units between the two linear layers.
+        """relation_width: channels of the blocks that compare; hidden_size: units between the linear layers.
+
+        LearnerError for a backbone that gives no maps.
         """
-        super().__init__(image_shape, way)
         check_at_least(1, relation_width=relation_width, hidden_size=hidden_size)
-        self.backbone = ConvBackbone(image_shape, widths, halvings=HALVINGS)
-        self.backbone_name = self.backbone.name
-        self.feature_size = self.backbone.output_size
+        super().__init__(image_shape, way, halvings=HALVINGS, **shared)
+        if len(self.backbone.output_shape) != 3:
+            raise LearnerError(
+                f"relation compares maps, and {self.backbone.name} gives flat features: choose backbone = "
+                '{ name = "conv" }, or one of your own that gives maps (image, channel, height, width)'
+            )
         self.relation = RelationModule(self.backbone.output_shape, relation_width, hidden_size)
         self.register_buffer("new_score", torch.tensor(0.0))
-
-    def embed(self, images: Tensor) -> Tensor:
-        features: Tensor = self.backbone(images)
-        return features
 
     def similarity(self, features: Tensor, means: Tensor) -> Tensor:
         # In training all pairs are normalised together.
@@ -85,7 +84,7 @@ class Relation(CentroidLearner):
 class RelationModule(nn.Module):
     """g: the scores of all pairs of an image and a class; halves maps twice, where they are large enough."""
 
-    def __init__(self, maps: tuple[int, int, int], width: int, hidden_size: int) -> None:
+    def __init__(self, maps: tuple[int, ...], width: int, hidden_size: int) -> None:
         """maps: (channel, height, width) of what is compared."""
         super().__init__()
         self.maps = maps

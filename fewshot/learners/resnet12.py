@@ -96,7 +96,7 @@ class ResNet12(ImageNetwork):
         if min(height, width) < 16:
             raise LearnerError(
                 f"ResNet-12 halves an image four times and needs 16x16; got {height}x{width}: give larger "
-                'images, or backbone = "conv" with fewer widths'
+                'images, or backbone = { name = "conv" } with fewer widths'
             )
         drop_rates = (0.0, 0.0, drop_rate, drop_rate)
         self.stages = nn.Sequential(
@@ -106,7 +106,7 @@ class ResNet12(ImageNetwork):
             )
         )
         self.to(memory_format=torch.channels_last)
-        self.output_size = widths[-1]
+        self.output_shape = (widths[-1],)
         self.name = "ResNet-12" + ("" if widths[-1] == 640 else f" {'-'.join(map(str, widths))}")
 
     def maps(self, images: Tensor) -> Tensor:

@@ -14,44 +14,35 @@ a stream all images so far are regressed on anew at each step.
 """
 
 import math
-from typing import ClassVar, Literal
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
-from fewshot.learners.backbones import ConvBackbone
+from fewshot.learners.embedding import BackboneLearner, BackboneOptions
 from fewshot.learners.options import check_above_zero
 from fewshot.learners.stored import Stored, StoringLearner
 
 
-class Ridge(StoringLearner):
+class Ridge(BackboneLearner, StoringLearner):
     """Ridge regression in closed form; inductive, batch norm frozen, any way and shot."""
-
-    batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
 
     def __init__(
         self,
         image_shape: tuple[int, int, int],
         way: int,
         *,
-        widths: tuple[int, ...] = (64, 64, 64, 64),
         regulariser: float = 50.0,
         scale: float = 10.0,
+        **shared: Unpack[BackboneOptions],
     ) -> None:
-        """widths: of the convolution blocks; regulariser, scale: lambda and alpha, before training."""
-        super().__init__(image_shape, way)
+        """regulariser, scale: lambda and alpha, before training."""
         check_above_zero(regulariser=regulariser, scale=scale)
-        self.backbone = ConvBackbone(image_shape, widths)
-        self.backbone_name = self.backbone.name
-        self.feature_size = self.backbone.output_size
+        super().__init__(image_shape, way, **shared)
         self.log_regulariser = nn.Parameter(torch.tensor(math.log(regulariser)))
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
         self.bias = nn.Parameter(torch.tensor(0.0))
         self.register_buffer("new_score", torch.tensor(0.5 * scale))
-
-    def embed(self, images: Tensor) -> Tensor:
-        features: Tensor = self.backbone(images)
-        return features
 
     def scores(self, state: Stored, features: Tensor) -> Tensor:
         weights = ridge_weights(state.features, state.shown, self.log_regulariser.exp())

@@ -14,35 +14,31 @@ class weigh as much together as those of two. (The paper draws pairs without
 episodes, and has another, larger backbone on images of 105x105.)
 """
 
-from typing import ClassVar, Literal
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewshot.learners.backbones import ConvBackbone
+from fewshot.learners.embedding import BackboneLearner, BackboneOptions
 from fewshot.learners.nearest import Nearest
 from fewshot.learners.options import check_at_least
 
 
-class Siamese(Nearest):
+class Siamese(BackboneLearner, Nearest):
     """Nearest stored image by a learned distance; inductive, batch norm frozen, any way and shot."""
-
-    batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
 
     def __init__(
         self,
         image_shape: tuple[int, int, int],
         way: int,
         *,
-        widths: tuple[int, ...] = (64, 64, 64, 64),
         embedding_size: int = 256,
+        **shared: Unpack[BackboneOptions],
     ) -> None:
-        """widths: channels of each convolution block; embedding_size: units that are compared."""
-        super().__init__(image_shape, way)
+        """embedding_size: units that are compared."""
         check_at_least(1, embedding_size=embedding_size)
-        self.backbone = ConvBackbone(image_shape, widths)
-        self.backbone_name = self.backbone.name
+        super().__init__(image_shape, way, **shared)
         self.feature_size = embedding_size
         self.linear = nn.Linear(self.backbone.output_size, embedding_size)
         # Of two unlike images units differ by about a fifth at first: the score begins around 0.

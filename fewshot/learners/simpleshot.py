@@ -12,14 +12,13 @@ training classes (`class_training.py`, which says what differs). The paper takes
 with the final weights; here m is followed in training, as batch norm follows its statistics.
 """
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fewshot.episodes.batch import EpisodeBatch
-from fewshot.learners.backbones import ConvBackbone
 from fewshot.learners.centroids import CentroidLearner
 from fewshot.learners.class_training import (
     CLASSES,
@@ -27,16 +26,16 @@ from fewshot.learners.class_training import (
     classification_loss,
     linear_classifier,
 )
+from fewshot.learners.embedding import BackboneLearner, BackboneOptions
 from fewshot.learners.metric import all_images, squared_distances
 
 MOMENTUM = 0.1
 """Of the mean feature: the share of a step's images in it, that of batch norm."""
 
 
-class SimpleShot(CentroidLearner):
+class SimpleShot(BackboneLearner, CentroidLearner):
     """Nearest mean of centred features of unit length; inductive, batch norm frozen, any way and shot."""
 
-    batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "frozen"
     training_only: ClassVar[frozenset[str]] = CLASSIFIER
 
     mean_feature: Tensor
@@ -46,14 +45,11 @@ class SimpleShot(CentroidLearner):
         image_shape: tuple[int, int, int],
         way: int,
         *,
-        widths: tuple[int, ...] = (64, 64, 64, 64),
         classes: int = CLASSES,
+        **shared: Unpack[BackboneOptions],
     ) -> None:
-        """widths: channels of each convolution block; classes: training classes at most, turned ones too."""
-        super().__init__(image_shape, way)
-        self.backbone = ConvBackbone(image_shape, widths)
-        self.backbone_name = self.backbone.name
-        self.feature_size = self.backbone.output_size
+        """classes: training classes at most, turned ones too."""
+        super().__init__(image_shape, way, **shared)
         self.classes = classes
         self.classifier = linear_classifier(self.feature_size, classes)
         self.register_buffer("mean_feature", torch.zeros(self.feature_size))

@@ -90,6 +90,27 @@ def test_a_kernel_is_compiled_once_for_all_processes(
 
 
 @needs_compiler
+def test_a_library_is_that_of_its_source_and_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was built from others is not loaded."""
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
+    source, header = tmp_path / "answer.c", tmp_path / "answer.h"
+
+    def answer() -> int:
+        native._load.cache_clear()
+        kernels = library("answer")
+        assert kernels is not None
+        return int(kernels.answer())
+
+    header.write_text("#define NUMBER 1\n")
+    source.write_text('#include "answer.h"\nint answer(void) { return NUMBER; }\n')
+    assert answer() == 1
+    header.write_text("#define NUMBER 2\n")
+    assert answer() == 2
+    source.write_text('#include "answer.h"\nint answer(void) { return NUMBER + 1; }\n')
+    assert answer() == 3
+
+
+@needs_compiler
 def test_what_began_with_a_kernel_ends_with_it_though_new_work_does_not() -> None:
     weights = torch.randn(32, 32, 3, 3).requires_grad_()
     maps = torch.randn(2, 32, 6, 6)

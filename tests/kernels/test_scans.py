@@ -76,6 +76,20 @@ def test_the_state_that_went_in_is_left_as_it_was(kernel: str) -> None:
 
 
 @every_kernel
+@pytest.mark.parametrize("more", [-1, 1])
+def test_an_interface_of_another_width_is_not_read(kernel: str, more: int) -> None:
+    """What is read beyond it would be somebody else's memory."""
+    call = kernel_call(kernel, 2, 3)
+    (projected, _), (recurrent, interface) = call.sequences, call.weights
+    size = len(interface) + more
+    others = [recurrent, torch.zeros(size, interface.shape[1])]
+    with pytest.raises(AssertionError, match=f"{kernel} reads {len(interface)} numbers a step"):
+        call._replace(sequences=[projected, torch.zeros(2, 3, size)], weights=others)()
+    with pytest.raises(AssertionError, match="each step's interface has its offsets"):
+        call._replace(weights=others)()
+
+
+@every_kernel
 def test_what_is_not_a_number_does_no_harm(kernel: str) -> None:
     call = kernel_call(kernel, 3, 8)
     expected, _ = call()

@@ -301,6 +301,23 @@ def test_every_registered_learner_keeps_its_promises(name: str) -> None:
     check_learner(build_learner(name, IMAGE_SHAPE, WAY, SMALL.get(name, {})))
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((name, {}) for name in sorted({*learner_names(), *SMALL})),
+        ("maml", {"norms": "step"}),
+        ("maml", {"norms": "running"}),
+        *((name, {"batch_norm": "none"}) for name in ("key_value", "lstm", "nearest_feature")),
+        *((name, {"widths": ()}) for name in ("mann", "nearest_feature")),
+    ],
+)
+def test_the_batch_norm_that_is_declared_is_there(name: str, options: dict[str, Any]) -> None:
+    learner = build_learner(name, IMAGE_SHAPE, WAY, SMALL.get(name, {}) | options)
+    norms = [part for part in learner.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    follows = any(norm.track_running_stats for norm in norms)
+    assert learner.batch_norm == ("frozen" if follows else "batch" if norms else "none")
+
+
 @pytest.mark.parametrize("whole", [ClassMeans, MeansOfFeatures])
 def test_the_learners_that_the_broken_ones_are_made_of_are_whole(whole: type[Learner]) -> None:
     check_learner(whole())  # type: ignore[call-arg]

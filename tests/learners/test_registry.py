@@ -1,5 +1,6 @@
 """Learners by name: what is known, what is refused, and how options are read."""
 
+import dataclasses
 import sys
 import types
 from pathlib import Path
@@ -68,7 +69,8 @@ def own_module(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_CLASSES", dict(registry._CLASSES))
+    learners = dataclasses.replace(registry._LEARNERS, things=dict(registry._LEARNERS.things))
+    monkeypatch.setattr(registry, "_LEARNERS", learners)
     register_learner("own", Own)
 
 

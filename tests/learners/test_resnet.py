@@ -83,7 +83,7 @@ def test_a_gradient_reaches_every_weight_and_image() -> None:
 
 def test_an_image_too_small_is_refused_in_one_line() -> None:
     with pytest.raises(
-        LearnerError, match='needs 16x16; got 15x16: give larger images, or backbone = "conv"'
+        LearnerError, match=r'needs 16x16; got 15x16: give larger images, or backbone = { name = "conv" }'
     ):
         ResNet12((3, 15, 16))
 
@@ -238,17 +238,14 @@ def test_the_backbone_of_before_is_no_part_of_a_key(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "backbone", "says"),
     [
-        ("lstm", {"name": "resnet13"}, "option backbone.name of Lstm"),
+        ("lstm", {"name": "resnet13"}, "unknown backbone 'resnet13': did you mean 'resnet18'?"),
         ("lstm", {"name": "resnet12", "width": 3}, "option backbone.width of Lstm"),
-        (
-            "lstm",
-            {"name": "resnet12", "frozen": True},
-            "weights and frozen are of torchvision's ResNets alone",
-        ),
+        ("lstm", {"name": "resnet12", "frozen": True}, "a frozen resnet12 would stay random"),
+        ("lstm", {"weights": "x.pt"}, "weights are of torchvision's ResNets alone; got 'conv'"),
         ("lstm", {"drop_rate": 0.1}, "drop_rate is of ResNet-12 alone; got 'conv'"),
         ("lstm", {"name": "resnet12", "drop_rate": 2.0}, "drop_rate must be from 0 to 1"),
         ("lstm", {"name": "resnet18", "frozen": True}, "frozen resnet18 without weights would stay random"),
-        ("prototypical", {"name": "resnet18", "weights": "x.pt", "frozen": True}, "leave nothing to train"),
+        ("relation", {"name": "resnet12"}, "relation compares maps, and ResNet-12 gives flat features"),
     ],
 )
 def test_a_choice_that_cannot_be_is_refused_in_one_line(
