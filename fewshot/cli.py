@@ -326,7 +326,7 @@ def _write_table(folder: Path) -> None:
     from fewshot.harness.record import read_records, replace_file
     from fewshot.report.table import render
 
-    replace_file(folder / "table.md", render(read_records(folder), "md").encode())
+    replace_file(folder / "table.md", render(read_records(folder), "md", folder).encode())
 
 
 @app.command()
@@ -337,7 +337,7 @@ def table(
     from fewshot.harness.record import read_records
     from fewshot.report.table import render
 
-    print(render(read_records(results), format), end="")
+    print(render(read_records(results), format, results), end="")
 
 
 @app.command()
