@@ -362,6 +362,19 @@ def compare(
 
 
 @app.command()
+def ledger(
+    results: Annotated[Path, typer.Argument(help="The folder of the results folders.")] = Path("results"),
+) -> None:
+    """Write README.md of all results: which published figures were rerun, and which are matched."""
+    from fewshot.harness.record import replace_file
+    from fewshot.report.ledger import ledger_page, read_results
+
+    page = results / "README.md"
+    replace_file(page, ledger_page(read_results(results)).encode())
+    print(page)
+
+
+@app.command()
 def plot(results: Annotated[Path, typer.Argument(help="A results folder.")]) -> None:
     """Draw the plots of a results folder: streams, K-shot, learning curves."""
     from fewshot.report.plot import plot_suite

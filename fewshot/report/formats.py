@@ -1,7 +1,7 @@
 """A table that people read, and how it is written: Markdown, LaTeX, HTML or text for a terminal."""
 
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import jinja2
@@ -73,10 +73,6 @@ def text(tables: list[ResultTable]) -> str:
 
 def markdown(tables: list[ResultTable]) -> str:
     """GitHub's Markdown, one list of notes beneath each table."""
-
-    def line(cells: Iterable[str]) -> str:
-        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-
     parts = []
     for table in tables:
         rows = [
@@ -85,11 +81,20 @@ def markdown(tables: list[ResultTable]) -> str:
             else (row.label, *row.written(lambda cell: f"**{cell}**"))
             for row in table.rows
         ]
-        grid = [line((table.stub, *table.columns)), line(("---", *("---:" for _ in table.columns)))]
-        grid += [line(row) for row in rows]
+        grid = markdown_grid((table.stub, *table.columns), rows)
         notes = [f"- {note}" for note in table.legend("**Bold**")]
         parts.append("\n".join([f"**{table.title}**", "", *grid, "", *notes]))
     return "\n\n".join(parts) + "\n"
+
+
+def markdown_grid(heading: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> list[str]:
+    """The lines of a table; words: how many columns, the first ones, hold words and not figures."""
+
+    def line(cells: Iterable[str]) -> str:
+        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+    rule = ("---" if column < words else "---:" for column in range(len(heading)))
+    return [line(heading), line(rule), *(line(row) for row in rows)]
 
 
 _LATEX = {

@@ -163,6 +163,11 @@ def format_figure(figure: Figure) -> str:
     return f"{figure.accuracy:.{digits}f} ± {figure.ci95:.{digits}f}"
 
 
+def as_printed(percentage: float) -> str:
+    """One digit, as papers print; two where they gave two."""
+    return f"{percentage:.1f}" if round(percentage, 1) == percentage else f"{percentage:.2f}"
+
+
 def format_gap(points: float) -> str:
     """ "+12.2", "−0.2" or "0.0": ours minus theirs, in points."""
     rounded = round(points, 1)

@@ -23,6 +23,7 @@ from fewshot.report.results import (
     Figure,
     Result,
     added_columns,
+    as_printed,
     chance_accuracy,
     describe_stream,
     describe_test_set,
@@ -199,7 +200,7 @@ def _links_note(results: list[Result]) -> list[str]:
 def _add_people(table: ResultTable, shown: list[int], people: dict[int, Published]) -> None:
     """A last row with what people reach at the same task, where that was published."""
     if people:
-        cells = (_as_printed(people[k].accuracy) if k in people else "" for k in shown)
+        cells = (as_printed(people[k].accuracy) if k in people else "" for k in shown)
         table.rows.append(Row("people", tuple(cells)))
         table.notes.append(f"people: {next(iter(people.values())).citation}.")
 
@@ -240,7 +241,7 @@ def _filled(table: ResultTable, rows: dict[str, Cells], chance: str, folder: Pat
                 note = published.citation + (f". Differs: {'; '.join(differing)}" if differing else "")
                 number = published_notes.setdefault(note, len(published_notes) + 1)
                 interval = f" ± {published.ci95:g}" if published.ci95 is not None else ""
-                theirs[column] = f"{_as_printed(published.accuracy)}{interval} [{number}]"
+                theirs[column] = f"{as_printed(published.accuracy)}{interval} [{number}]"
                 gaps[column] = format_gap(result.figures[instance].accuracy - published.accuracy)
         marked = frozenset(column for column in cells if (label, column) in best.cells)
         table.rows.append(Row(label, tuple(ours), marked=marked))
@@ -287,11 +288,6 @@ def _training_note(results: list[Result]) -> list[str]:
             learners.setdefault(training(result.record), {})[result.record.learner] = None
     kinds = [f"{kind}: {', '.join(names)}" for kind, names in learners.items()]
     return [f"Trained on {'; on '.join(kinds)}."] if kinds else []
-
-
-def _as_printed(percentage: float) -> str:
-    """One digit, as papers print; two where they gave two."""
-    return f"{percentage:.1f}" if round(percentage, 1) == percentage else f"{percentage:.2f}"
 
 
 def _episodes(results: list[Result]) -> str:
