@@ -137,7 +137,7 @@ Nothing is marked as the best: there are no answers to the same episodes to test
 [1] Snell et al. 2017, Table 1. Differs: turned test classes count as classes; trained with 60 ways
 (20-way) episodes.
 [2] Finn et al. 2017. Differs: split random 1,200 / 423 classes; turned test classes count as
-classes.
+classes; backbone Conv4-64 strided.
 [3] Vinyals et al. 2016, Table 1 (recalled, not checked against the paper). Differs: turned test
 classes count as classes; nearest neighbour, cosine.
 """
