@@ -8,7 +8,7 @@ Importing this takes no torch: tables compare learners too. Only where turned cl
 classes of a split without a committed list does it take the images, to know which classes are turned copies.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from itertools import product
@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from fewshot.data.class_lists import class_list, listed_splits
 from fewshot.errors import RecordError, unknown
 from fewshot.harness.comparison import Answered, Compared, compare, holm
-from fewshot.harness.record import Record, answer_columns, read_answers, read_records
+from fewshot.harness.record import Record, answer_columns, read_all_answers, read_records
 
 PRESENTATIONS = (1, 2, 3, 5, 10)
 
@@ -94,18 +95,21 @@ def compare_learners(
     one setting are about different episodes.
     """
     tests_a, tests_b = _by_setting(a), _by_setting(b)
-    shared = [setting for setting in tests_a if setting in tests_b]
+    shared = [test for test in tests_a if test in tests_b]
     if not shared:
         raise RecordError(
             f"{a} and {b} were not tested on the same episodes ({_least_difference(tests_a, tests_b)}): "
             "give both the same tests in a suite, on images of one size"
         )
     rows = []
-    for setting in shared:
-        records_a, records_b = tests_a[setting], tests_b[setting]
-        parents = _parents(records_a[0], root)
-        instances = (None, *presentations) if records_a[0].protocol == "stream" else (None,)
-        rows += _compare(_read(a, records_a, parents), _read(b, records_b, parents), instances)
+    for test in shared:
+        record = tests_a[test][0]
+        parents = _parents(record, root)
+        of_a, of_b = (
+            _tested(side, tests[test], read_all_answers(side.folder, tests[test]), parents)
+            for side, tests in ((a, tests_a), (b, tests_b))
+        )
+        rows += _compare(of_a, of_b, (None, *presentations) if record.protocol == "stream" else (None,))
     return _corrected(rows)
 
 
@@ -115,17 +119,16 @@ def compare_pairs(folder: Path, pairs: Iterable[Pair]) -> list[Compared]:
     Raises RecordError where two have no answers to the same episodes, where answers are missing, and where it
     would take the images to say which turned classes are one.
     """
-    tested: dict[str, Tested] = {}
-
-    def read(records: tuple[Record, ...]) -> Tested:
-        first = records[0]
-        if first.key not in tested:
-            contender = Contender(folder, first.learner)
-            tested[first.key] = _read(contender, _by_seed(records), _listed_parents(first))
-        return tested[first.key]
+    pairs = list(pairs)
+    sides = {records[0].key: records for a, b, _ in pairs for records in (a, b)}
+    tables = read_all_answers(folder, [record for records in sides.values() for record in records])
+    tested = {
+        key: _tested(Contender(folder, records[0].learner), records, tables, _listed_parents(records[0]))
+        for key, records in sides.items()
+    }
 
     def compare_pair(pair: Pair) -> Compared:
-        a, b = read(pair.a), read(pair.b)
+        a, b = tested[pair.a[0].key], tested[pair.b[0].key]
         found = _compare(a, b, (pair.instance,))
         if not found:
             raise RecordError(_other_episodes(a, b, f"they share no answer at presentation {pair.instance}"))
@@ -165,7 +168,7 @@ def _by_setting(contender: Contender) -> dict[Setting, list[Record]]:
                 f"{contender} has two records of one test and train seed: delete those of the configuration "
                 "that is not meant"
             )
-    return {of: _by_seed(records) for of, records in found.items()}
+    return found
 
 
 def _least_difference(a: Iterable[Setting], b: Iterable[Setting]) -> str:
@@ -263,13 +266,15 @@ def _listed_parents(record: Record) -> Parents:
     return np.tile(np.arange(classes), 4)
 
 
-def _read(contender: Contender, records: Sequence[Record], parents: Parents) -> Tested:
-    return Tested(contender, records, [_columns(contender.folder, record, parents) for record in records])
+def _tested(
+    contender: Contender, records: Sequence[Record], tables: Mapping[str, pa.Table], parents: Parents
+) -> Tested:
+    records = _by_seed(records)
+    return Tested(contender, records, [_columns(tables[record.key], parents) for record in records])
 
 
-def _columns(folder: Path, record: Record, parents: Parents) -> Columns:
+def _columns(table: pa.Table, parents: Parents) -> Columns:
     """The columns of a record's answers, and a number for the query of each row."""
-    table = read_answers(folder, record)
     columns = answer_columns(table, parents)
     columns = {name: values.astype(np.int64) for name, values in columns.items()}
     label = np.asarray(table["label"].to_numpy())
