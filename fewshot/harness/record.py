@@ -350,7 +350,7 @@ def read_answers(folder: Path, record: Record) -> pa.Table:
 
 
 def read_all_answers(folder: Path, records: Iterable[Record]) -> dict[str, pa.Table]:
-    """The answers of evaluations by the key of their record, each file read once; raises like `read_answers`."""
+    """The answers of evaluations, by their records' keys, each file read once; raises as `read_answers`."""
     files: dict[str, pa.Table] = {}
     found = {}
     for record in records:
