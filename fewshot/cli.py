@@ -326,7 +326,7 @@ def _write_table(folder: Path) -> None:
     from fewshot.harness.record import read_records, replace_file
     from fewshot.report.table import render
 
-    replace_file(folder / "table.md", render(read_records(folder), "md").encode())
+    replace_file(folder / "table.md", render(read_records(folder), "md", folder).encode())
 
 
 @app.command()
@@ -337,7 +337,7 @@ def table(
     from fewshot.harness.record import read_records
     from fewshot.report.table import render
 
-    print(render(read_records(results), format), end="")
+    print(render(read_records(results), format, results), end="")
 
 
 @app.command()
@@ -359,6 +359,19 @@ def compare(
     a, b = Contender(results, learner_a), Contender(against or results, learner_b)
     compared = compare_learners(a, b, presentation or PRESENTATIONS, root=data)
     print(render(compared, format), end="")
+
+
+@app.command()
+def ledger(
+    results: Annotated[Path, typer.Argument(help="The folder of the results folders.")] = Path("results"),
+) -> None:
+    """Write README.md of all results: which published figures were rerun, and which are matched."""
+    from fewshot.harness.record import replace_file
+    from fewshot.report.ledger import ledger_page, read_results
+
+    page = results / "README.md"
+    replace_file(page, ledger_page(read_results(results)).encode())
+    print(page)
 
 
 @app.command()

@@ -100,8 +100,8 @@ def test_help_needs_nothing_heavy() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert ended.stdout.endswith("heavy: []\n")
-    commands = ("list", "data", "train", "evaluate", "inspect", "run", "table", "compare", "plot", "verify")
-    for command in commands:
+    commands = ("list", "data", "train", "evaluate", "inspect", "run", "table", "compare", "ledger", "plot")
+    for command in (*commands, "verify"):
         assert f" {command} " in ended.stdout
 
 
@@ -238,6 +238,14 @@ def test_run_table_plot_and_verify(fewshot: Command, tiny_suite: Path, image_fol
     assert verified.code == 0
     assert verified.out.count("agrees   ") == 6
     assert verified.out.endswith("6 of 6 records of results/tiny agree with their stored weights\n")
+
+
+def test_ledger_writes_the_page_of_all_results(tiny_results: Path, tmp_path: Path, fewshot: Command) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(tiny_results, results / "tiny")
+    outcome = fewshot("ledger", str(results))
+    assert (outcome.code, outcome.out.strip()) == (0, str(results / "README.md"))
+    assert "**0 published figures were rerun**" in (results / "README.md").read_text(encoding="utf-8")
 
 
 def test_compare_says_whether_two_learners_differ(

@@ -27,7 +27,8 @@ ORDER = ("errors", "data", "kernels", "episodes", "memory", "learners", "harness
 """Each may import itself and those before it."""
 FACADES = {"fewshot", "fewshot.__main__"}
 REPORT_READS = {"fewshot.errors"} | {
-    f"fewshot.harness.{name}" for name in ("audit.finding", "comparison", "record", "statistics", "watched")
+    f"fewshot.harness.{name}"
+    for name in ("audit.finding", "comparison", "pairing", "record", "statistics", "watched")
 }
 
 PUBLIC = [
@@ -263,7 +264,7 @@ RECORDED = sorted(path.parent for path in ROOT.glob("results/*/records.jsonl"))
 @pytest.mark.parametrize("folder", RECORDED, ids=lambda folder: folder.name)
 def test_recorded_tables_are_those_of_the_records(folder: Path) -> None:
     written = (folder / "table.md").read_text(encoding="utf-8")
-    assert written == render(read_records(folder), "md"), "`fewshot run` of the suite writes it again"
+    assert written == render(read_records(folder), "md", folder), "`fewshot run` of the suite writes it again"
 
 
 @pytest.mark.parametrize("folder", RECORDED, ids=lambda folder: folder.name)

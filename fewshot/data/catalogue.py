@@ -6,8 +6,9 @@ from functools import partial
 from pathlib import Path
 
 from fewshot.data import cifar100, cub, mini_imagenet, omniglot, tiered_imagenet
+from fewshot.data.class_lists import AS_RGB
 from fewshot.data.image_folder import load_image_folder
-from fewshot.data.image_set import AS_RGB, ImageSet
+from fewshot.data.image_set import ImageSet
 from fewshot.data.locations import data_root
 from fewshot.errors import DataError, unknown
 

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from fewshot.data.cache import Pixels, Plan, cached_image_set, fingerprint
+from fewshot.data.class_lists import class_list
 from fewshot.data.copies import Copy, Layout, check_classes, find_copy, undivided
 from fewshot.data.image_set import ImageSet
 from fewshot.data.photographs import NamedArrays, array_plan, read_pickled_sides, stored_plan
 from fewshot.data.safe_pickle import load_part
 from fewshot.data.split import SIDES
-from fewshot.data.splits import class_list
 from fewshot.data.stored_images import StoredImage, list_images, source_files
 from fewshot.errors import DataError
 

@@ -9,11 +9,11 @@ from collections import defaultdict
 from pathlib import Path
 
 from fewshot.data.cache import Plan, cached_image_set, fingerprint
+from fewshot.data.class_lists import class_list
 from fewshot.data.copies import check_classes, find_place
 from fewshot.data.image_set import ImageSet
 from fewshot.data.photographs import stored_plan
 from fewshot.data.split import SIDES
-from fewshot.data.splits import class_list
 from fewshot.data.stored_images import StoredImage, list_images, source_files
 from fewshot.errors import DataError
 

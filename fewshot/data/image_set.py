@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fewshot.data.class_lists import AS_RGB
 from fewshot.errors import DataError
 
 if TYPE_CHECKING:
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
 # Of ImageNet's photographs, on the scale [0, 1]: what published backbones for RGB images expect.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-# What follows the name of a grey data set that is to stand beside photographs.
-AS_RGB = ":rgb"
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,12 +12,12 @@ import numpy as np
 from PIL import Image
 
 from fewshot.data.cache import Pixels, Plan
+from fewshot.data.class_lists import class_list
 from fewshot.data.copies import Copy, check_classes
 from fewshot.data.image_set import IMAGENET_MEAN, IMAGENET_STD
 from fewshot.data.progress import progress
 from fewshot.data.safe_pickle import load_arrays
 from fewshot.data.split import SIDES, Side
-from fewshot.data.splits import class_list
 from fewshot.data.stored_images import StoredImage, decode, to_pixels
 from fewshot.errors import DataError
 

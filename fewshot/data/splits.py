@@ -1,6 +1,6 @@
 """The splits that have names: committed lists of classes, or fixed rules over the names of the classes.
 
-Lists are package data, lists/<dataset>/<split>/{train,val,test}.txt, one class name a line:
+Lists are package data (`fewshot.data.class_lists`):
 
     omniglot/vinyals     1,028 / 172 / 423: of Vinyals et al. 2016, as the authors of ProtoNets used it
     omniglot/santoro     1,100 / 100 / 423: the sorted names once shuffled by random.Random(2016); Santoro et
@@ -26,31 +26,15 @@ import difflib
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import torch
 
-from fewshot.data.image_set import AS_RGB, ImageSet
+from fewshot.data.class_lists import class_list, listed_splits
+from fewshot.data.image_set import ImageSet
 from fewshot.data.split import SIDES, ClassPool, Side, Split
 from fewshot.errors import SplitError, unknown
 
-LISTS = Path(__file__).with_name("lists")
 FRACTION = re.compile(r"fraction:(\d*\.?\d+)/(\d*\.?\d+)/(\d*\.?\d+)@(\d+)")
-
-
-def listed_splits(dataset: str) -> tuple[str, ...]:
-    """The names of the splits of a dataset that are committed lists."""
-    folder = _lists_of(dataset)
-    return tuple(sorted(path.name for path in folder.iterdir())) if folder.is_dir() else ()
-
-
-def class_list(dataset: str, split: str, side: Side) -> list[str]:
-    """The class names of one side of a committed list."""
-    return (_lists_of(dataset) / split / f"{side}.txt").read_text(encoding="utf-8").splitlines()
-
-
-def _lists_of(dataset: str) -> Path:
-    return LISTS / dataset.removesuffix(AS_RGB)
 
 
 def split_names(image_set: ImageSet) -> tuple[str, ...]:

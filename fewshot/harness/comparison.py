@@ -8,7 +8,8 @@ that might have been otherwise (design decision 8):
     ci95           episodes                                differences per episode; a ratio of two means where
                                                            episodes ask differently many (Cochran 1977)
     ci95_classes   episodes and test classes, crossed      pigeonhole bootstrap of the differences (Owen,
-                                                           Annals of Applied Statistics 2007)
+                                                           Annals of Applied Statistics 2007), in closed form:
+                                                           `crossed_deviation`
     ci95_methods   episodes, test classes, training seeds  hierarchical bootstrap: the seeds of each method
                                                            above, classes crossed with episodes beneath
 
@@ -41,7 +42,7 @@ from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
 from fewshot.harness.record import Record
-from fewshot.harness.statistics import LEVEL, Column, Resampling, over_episodes
+from fewshot.harness.statistics import LEVEL, Column, crossed_deviation, over_episodes
 
 LEAST_SEEDS = 3
 """Training seeds of a method for a claim about it."""
@@ -111,27 +112,26 @@ def compare(
     count: Column,
     a: Answered,
     b: Answered,
-    presentations: Sequence[int] = (),
+    instances: Sequence[int | None] = (None,),
     same_trainings: bool = False,
 ) -> dict[int | None, Comparison]:
-    """Compare over all answers (None) and at each of the presentations, as far as it occurs.
+    """Compare over all answers (None) or at a presentation, for each of the instances that occurs.
 
     The columns are as `record.answer_columns` gives them, (row,); an accuracy is the mean over seeds.
     same_trainings: whether seed i of a and of b is one training, in all of them.
     """
-    resampling = Resampling(episode, class_id)
     # Sums over seeds instead of means: integers add up to the same in any order of the rows.
     difference = len(b.correct) * a.correct.sum(axis=0) - len(a.correct) * b.correct.sum(axis=0)
     asked = len(a.correct) * len(b.correct) * count
     methods = a.stands_for_its_method and b.stands_for_its_method
     found: dict[int | None, Comparison] = {}
-    for instance in (None, *presentations):
+    for instance in instances:
         rows = np.full(len(count), True) if instance is None else presentation == instance
         if not rows.any():
             continue
         mean, over_those_episodes = over_episodes(episode[rows], difference[rows], asked[rows])
         by_seed = [side.correct[:, rows].sum(axis=1) / count[rows].sum() for side in (a, b)]
-        beneath = resampling.deviation(difference * rows, asked * rows)
+        beneath = crossed_deviation(episode[rows], class_id[rows], difference[rows], asked[rows])
         above = [seeds for seeds, side in zip(by_seed, (a, b), strict=True) if side.trained]
         if same_trainings:
             above = [by_seed[0] - by_seed[1]]

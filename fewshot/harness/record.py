@@ -14,7 +14,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -346,13 +346,27 @@ def add_answers(folder: Path, file: str, key: str, table: pa.Table) -> str:
 
 def read_answers(folder: Path, record: Record) -> pa.Table:
     """The answers of one evaluation (ANSWERS_SCHEMA); RecordError where there are none."""
-    if record.answers is None:
-        raise RecordError(f"record {record.key} of {folder} keeps no answers: run it again")
-    path = folder / record.answers
-    table = _read_answers_file(path, [("record", "=", record.key)])
-    if not len(table):
-        raise RecordError(f"no answers of record {record.key} in {path}; restore the file or evaluate again")
-    return table.drop_columns("record")
+    return read_all_answers(folder, [record])[record.key]
+
+
+def read_all_answers(folder: Path, records: Iterable[Record]) -> dict[str, pa.Table]:
+    """The answers of evaluations, by their records' keys, each file read once; raises as `read_answers`."""
+    files: dict[str, pa.Table] = {}
+    found = {}
+    for record in records:
+        if record.answers is None:
+            raise RecordError(f"record {record.key} of {folder} keeps no answers: run it again")
+        path = folder / record.answers
+        if record.answers not in files:
+            files[record.answers] = _read_answers_file(path)
+        table = files[record.answers]
+        own = table.filter(pc.equal(table["record"], record.key))
+        if not len(own):
+            raise RecordError(
+                f"no answers of record {record.key} in {path}; restore the file or evaluate again"
+            )
+        found[record.key] = own.drop_columns("record")
+    return found
 
 
 def answers_digest(table: pa.Table) -> str:
@@ -367,9 +381,9 @@ def answers_digest(table: pa.Table) -> str:
     return digest.hexdigest()
 
 
-def _read_answers_file(path: Path, filters: list[tuple[str, str, str]] | None = None) -> pa.Table:
+def _read_answers_file(path: Path) -> pa.Table:
     try:
-        return pq.read_table(path, filters=filters).cast(_FILE_SCHEMA)
+        return pq.read_table(path).cast(_FILE_SCHEMA)
     except FileNotFoundError as error:
         raise RecordError(f"no answers in {path}; restore the file or evaluate again") from error
     except (OSError, pa.ArrowException, ValueError) as error:

@@ -99,6 +99,33 @@ def over_episodes(episode: Column, correct: NDArray[Any], count: Column) -> Esti
     return Estimate(float(accuracy), _t_half_width(residual))
 
 
+def crossed_deviation(
+    episode: Column, class_id: Column, correct: NDArray[Any], count: NDArray[Any]
+) -> float | None:
+    """Standard deviation of sum(correct) / sum(count) over test classes crossed with episodes.
+
+    It is what `Resampling.deviation` tends to with ever more replicates, in a thousandth of its time. None
+    below two classes or episodes.
+
+    To first order, the ratio varies as the sum of r = correct - ratio * count over the whole count. In a
+    replicate each r has the product of two independent multinomial weights. As the r add up to zero, the
+    variance of their sum is (1 - 1/C) sum_e r_e^2 + (1 - 1/E) sum_c r_c^2 + sum_ec r_ec^2, with r added up by
+    episode (of E), by class (of C) and by both (Owen 2007, there for large E and C).
+    """
+    episodes, row = np.unique(episode, return_inverse=True)
+    classes, column = np.unique(class_id, return_inverse=True)
+    if min(len(episodes), len(classes)) < 2:
+        return None
+    total = count.sum()
+    residual = correct - correct.sum() / total * count
+    _, cell = np.unique(row * len(classes) + column, return_inverse=True)
+    by_episode, by_class, by_both = (
+        (np.bincount(group, weights=residual) ** 2).sum() for group in (row, column, cell)
+    )
+    variance = (1 - 1 / len(classes)) * by_episode + (1 - 1 / len(episodes)) * by_class + by_both
+    return float(np.sqrt(variance) / total)
+
+
 def told_by_instance(values: Mapping[int, float]) -> str:
     """ "; 2nd presentation 95.0 %" and so on, for the presentations that are usually quoted."""
     quoted = [k for k in (1, 2, 5, 10) if k in values]

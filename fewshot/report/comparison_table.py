@@ -90,6 +90,13 @@ def tables(compared: Sequence[Compared]) -> list[ResultTable]:
     return made
 
 
+def claim(compared: Sequence[Compared]) -> str:
+    """Whether all these comparisons are about methods, or some about the checkpoints at hand."""
+    if all(one.comparison.ci95_methods is not None for one in compared):
+        return "This is about the methods."
+    return f"About these checkpoints only: for methods it takes {LEAST_SEEDS} training seeds of each."
+
+
 def _table(protocol: str, stub: str, compared: Sequence[Compared]) -> ResultTable:
     learners = " and ".join(_names(compared[0]))
     return ResultTable(
@@ -102,13 +109,9 @@ def _table(protocol: str, stub: str, compared: Sequence[Compared]) -> ResultTabl
 
 def _notes(compared: Sequence[Compared]) -> list[str]:
     a, b = _names(compared[0])
-    if all(one.comparison.ci95_methods is not None for one in compared):
-        claim = "This is about the methods."
-    else:
-        claim = f"About these checkpoints only: for methods it takes {LEAST_SEEDS} training seeds of each."
     of_a, of_b = _seeds([one.a for one in compared]), _seeds([one.b for one in compared])
     notes = [
-        f"A: {a}, {of_a}; B: {b}, {of_b}. {claim}",
+        f"A: {a}, {of_a}; B: {b}, {of_b}. {claim(compared)}",
         "Accuracy in %, difference in points; ± half the 95 % interval of the difference: over episodes; "
         "over test classes and episodes; over training seeds, test classes and episodes.",
         f"p: of no difference, two-sided, by the widest interval, corrected for {len(compared)} comparisons "

@@ -1,8 +1,8 @@
 """A table that people read, and how it is written: Markdown, LaTeX, HTML or text for a terminal."""
 
 import io
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 import jinja2
 from rich import box
@@ -17,18 +17,26 @@ TERMINAL_COLUMNS = 100
 
 @dataclass(frozen=True)
 class Row:
-    """A learner's figures, or the published ones beneath them; a cell is empty where there is none."""
+    """A learner's figures, or the published ones beneath them; a cell is empty where there is none.
+
+    marked: the columns in which it is not distinguishable from the best.
+    """
 
     label: str
     cells: tuple[str, ...]
     published: bool = False
+    marked: frozenset[int] = frozenset()
+
+    def written(self, mark: Callable[[str], str]) -> tuple[str, ...]:
+        """The cells, those that are marked as `mark` writes them."""
+        return tuple(mark(cell) if i in self.marked else cell for i, cell in enumerate(self.cells))
 
 
 @dataclass
 class ResultTable:
     """What one test set says: learners as rows, settings or presentations as columns.
 
-    stub: the heading of the rows' labels.
+    stub: the heading of the rows' labels. marks: what it means that a cell is marked; empty where none is.
     """
 
     title: str
@@ -36,6 +44,11 @@ class ResultTable:
     stub: str = "learner"
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    marks: str = ""
+
+    def legend(self, mark: str) -> list[str]:
+        """The notes, and second what the mark means where there are marks."""
+        return [*self.notes[:1], f"{mark}: {self.marks}", *self.notes[1:]] if self.marks else self.notes
 
 
 def text(tables: list[ResultTable]) -> str:
@@ -48,10 +61,11 @@ def text(tables: list[ResultTable]) -> str:
         for column in table.columns:
             drawn.add_column(column, justify="right", no_wrap=True)
         for row in table.rows:
-            drawn.add_row(f"  {row.label}" if row.published else row.label, *row.cells)
+            label = f"  {row.label}" if row.published else row.label
+            drawn.add_row(label, *row.written(lambda cell: f"*{cell}"))
         console.print(table.title)
         console.print(drawn)
-        for note in table.notes:
+        for note in table.legend("*"):
             console.print(note)
         console.print()
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
@@ -59,23 +73,28 @@ def text(tables: list[ResultTable]) -> str:
 
 def markdown(tables: list[ResultTable]) -> str:
     """GitHub's Markdown, one list of notes beneath each table."""
-
-    def line(cells: Iterable[str]) -> str:
-        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-
     parts = []
     for table in tables:
         rows = [
             (f"*{row.label}*", *(f"*{cell}*" if cell else "" for cell in row.cells))
             if row.published
-            else (row.label, *row.cells)
+            else (row.label, *row.written(lambda cell: f"**{cell}**"))
             for row in table.rows
         ]
-        grid = [line((table.stub, *table.columns)), line(("---", *("---:" for _ in table.columns)))]
-        grid += [line(row) for row in rows]
-        notes = [f"- {note}" for note in table.notes]
+        grid = markdown_grid((table.stub, *table.columns), rows)
+        notes = [f"- {note}" for note in table.legend("**Bold**")]
         parts.append("\n".join([f"**{table.title}**", "", *grid, "", *notes]))
     return "\n\n".join(parts) + "\n"
+
+
+def markdown_grid(heading: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> list[str]:
+    """The lines of a table; words: how many columns, the first ones, hold words and not figures."""
+
+    def line(cells: Iterable[str]) -> str:
+        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+    rule = ("---" if column < words else "---:" for column in range(len(heading)))
+    return [line(heading), line(rule), *(line(row) for row in rows)]
 
 
 _LATEX = {
@@ -105,14 +124,14 @@ _LATEX_TEMPLATE = r"""((* for table in tables *))
     ((( ((table.stub,) + table.columns) | cells ))) \\
     \midrule
 ((* for row in table.rows *))
-    ((* if row.published *))\quad ((* endif *))((( ((row.label,) + row.cells) | cells ))) \\
+    ((* if row.published *))\quad ((* endif *))((( row | row ))) \\
 ((* endfor *))
     \bottomrule
   \end{tabular}
 
   \smallskip
   \begin{minipage}{\linewidth}\footnotesize
-((* for note in table.notes *))
+((* for note in table.legend("Bold") *))
     ((( note | latex )))\par
 ((* endfor *))
   \end{minipage}
@@ -134,6 +153,7 @@ _HTML_TEMPLATE = """<!doctype html>
   thead th { border-bottom: 1px solid; font-weight: 600; }
   tr.published { font-style: italic; opacity: .75; }
   tr.published th { padding-left: 2em; }
+  td.marked { font-weight: 600; }
   ul { font-size: .87em; padding-left: 1.2em; }
 </style>
 {% for table in tables %}
@@ -146,13 +166,15 @@ _HTML_TEMPLATE = """<!doctype html>
 <tbody>
 {% for row in table.rows %}
 <tr{% if row.published %} class="published"{% endif %}>
-<th scope="row">{{ row.label }}</th>{% for cell in row.cells %}<td>{{ cell }}</td>{% endfor %}
+<th scope="row">{{ row.label }}</th>
+{%- for cell in row.cells %}<td{{ ' class="marked"' | safe if loop.index0 in row.marked }}>{{ cell }}</td>
+{%- endfor +%}
 </tr>
 {% endfor %}
 </tbody>
 </table>
 <ul>
-{% for note in table.notes %}
+{% for note in table.legend("Bold") %}
 <li>{{ note }}</li>
 {% endfor %}
 </ul>
@@ -173,7 +195,13 @@ def latex(tables: list[ResultTable]) -> str:
     )
     environment.filters["latex"] = _latex_escaped
     environment.filters["cells"] = lambda cells: " & ".join(map(_latex_escaped, cells))
+    environment.filters["row"] = _latex_row
     return environment.from_string(_LATEX_TEMPLATE).render(tables=tables).strip() + "\n"
+
+
+def _latex_row(row: Row) -> str:
+    escaped = replace(row, cells=tuple(map(_latex_escaped, row.cells)))
+    return " & ".join((_latex_escaped(row.label), *escaped.written(lambda cell: rf"\textbf{{{cell}}}")))
 
 
 def _latex_escaped(text: str) -> str:

@@ -12,7 +12,8 @@ stand figures of memories that are never wiped ("MANN-persistent"). Validation c
 dataset and variants ("mann:no_tie") have no published counterpart, but for those in PAPER_NAMES. Where
 several figures qualify, those of the method's own paper (`original`) come first, then those with our
 transduction, then the earliest. Figures of low confidence are used from the method's own paper only, and say
-so. What still differs is listed by `differences`.
+so. What still differs is listed by `differences`. Which of them our records rerun, where less may differ, is
+for `fewshot.report.ledger` to say.
 """
 
 import csv
@@ -26,8 +27,8 @@ from pydantic import BaseModel, ConfigDict
 from fewshot.harness.record import Record
 
 PAPER_NAMES = {
-    "mann": "MANN",
     "mann_paper": "MANN",
+    "mann": "MANN",
     "mann:feedforward": "MANN-feedforward",
     "mann_ntm": "MANN-NTM",
     "key_value": "MemoryModule",
@@ -49,7 +50,22 @@ PAPER_NAMES = {
     "meta_baseline": "Meta-Baseline",
     "nearest_feature": "NearestNeighbour",
 }
-"""Learner id -> the method's name in published.csv; that of `nearest_neighbour` depends on the protocol."""
+"""Learner id -> the method's name in published.csv; that of `nearest_neighbour` depends on the protocol.
+
+Of two ids of one method, the one that is the paper's to the letter comes first. A variant that says how it
+uses batch norm (TRANSDUCTION) is the same method: records say themselves whether they are transductive.
+"""
+
+TRANSDUCTION = (":inductive", ":transductive")
+
+CHARACTERS = "characters of all alphabets, 1,200 / 423"
+SPLIT_FAMILIES = {
+    "vinyals": CHARACTERS,
+    "santoro": CHARACTERS,
+    "random 1,200 / 423 classes": CHARACTERS,
+    "lake": "whole alphabets",
+}
+"""Splits of Omniglot that ask the same: new characters of known alphabets, or of new ones."""
 
 ANY_BACKBONE = {"mann", "mann:feedforward", "mann_paper", "mann_ntm", "key_value", "lstm", "feedforward"}
 
@@ -102,7 +118,7 @@ def find_published(record: Record, instance: int | None = None) -> Published | N
 
     instance: the presentation in a stream; None for K-shot.
     """
-    name = _paper_name(record)
+    name = paper_name(record)
     if name is None or record.side != "test" or record.train_dataset not in (None, record.dataset):
         return None
     protocol = "within_alphabet" if record.within_group else record.protocol
@@ -160,19 +176,38 @@ def differences(record: Record, published: Published) -> tuple[str, ...]:
     return tuple(found)
 
 
+def paper_name(record: Record) -> str | None:
+    """The name under which published.csv has the method of a record; None where it has none."""
+    if record.learner == "nearest_neighbour":
+        name: str | None = "kNN" if record.protocol == "stream" else "Pixels"
+    else:
+        name = PAPER_NAMES.get(learner_id(record.learner))
+    return f"{name}-persistent" if name and record.chain > 1 else name
+
+
+def learner_id(learner: str) -> str:
+    """The id of a learner as PAPER_NAMES has it: without what it says of its batch norm."""
+    return next((learner.removesuffix(end) for end in TRANSDUCTION if learner.endswith(end)), learner)
+
+
+def split_family(dataset: str, split: str) -> str:
+    """What a split asks; of other data sets than Omniglot its name, which papers leave out where it is the
+    only one that anybody uses."""
+    return SPLIT_FAMILIES.get(split, split) if dataset == "omniglot" else split
+
+
+def same_backbone(record: Record, published: Published) -> bool:
+    """Whether both see images through one kind of network; a recurrent network on pixels is another."""
+    if published.family == "recurrent":
+        return record.backbone is None
+    return published.family == backbone_family(record.backbone)
+
+
 def backbone_family(backbone: str | None) -> str:
     """The family of a backbone's name: "conv4-64" -> "conv4", "resnet12" -> "resnet12", None -> "none"."""
     name = _plain(backbone)
     match = re.match(r"conv\d|resnet\d+|wrn\d+|mlp|none", name)
     return match[0] if match else name
-
-
-def _paper_name(record: Record) -> str | None:
-    if record.learner == "nearest_neighbour":
-        name: str | None = "kNN" if record.protocol == "stream" else "Pixels"
-    else:
-        name = PAPER_NAMES.get(record.learner)
-    return f"{name}-persistent" if record.chain > 1 else name
 
 
 def _plain(backbone: str | None) -> str:

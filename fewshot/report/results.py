@@ -108,15 +108,23 @@ class Figure(NamedTuple):
 class Result:
     """One learner configuration under one protocol.
 
-    record: one of the merged records, for what they have in common.
+    records: one per training seed.
     figures: by presentation for a stream; under None for K-shot.
     links: of chains, the accuracy at presentations 2 and later in each link, 1 the first, in per cent.
     """
 
-    record: Record
-    train_seeds: int
+    records: tuple[Record, ...]
     figures: dict[int | None, Figure]
     links: dict[int, float]
+
+    @property
+    def record(self) -> Record:
+        """One of the records, for what they have in common."""
+        return self.records[0]
+
+    @property
+    def train_seeds(self) -> int:
+        return len({record.train_seed for record in self.records})
 
 
 class Measured(Protocol):
@@ -153,6 +161,17 @@ def format_figure(figure: Figure) -> str:
         return f"{figure.accuracy:.1f}"
     digits = 1 if figure.ci95 >= 0.05 else 2
     return f"{figure.accuracy:.{digits}f} ± {figure.ci95:.{digits}f}"
+
+
+def as_printed(percentage: float) -> str:
+    """One digit, as papers print; two where they gave two."""
+    return f"{percentage:.1f}" if round(percentage, 1) == percentage else f"{percentage:.2f}"
+
+
+def format_gap(points: float) -> str:
+    """ "+12.2", "−0.2" or "0.0": ours minus theirs, in points."""
+    rounded = round(points, 1)
+    return f"{rounded:+.1f}".replace("-", "−") if rounded else "0.0"
 
 
 def learner_rank(learner: str) -> tuple[int, str]:
@@ -279,7 +298,7 @@ def _merge(group: list[Record]) -> Result:
         link: 100 * fmean(record.accuracy_by_link[link] for record in group)
         for link in sorted(set.intersection(*(set(record.accuracy_by_link) for record in group)))
     }
-    return Result(group[0], len({record.train_seed for record in group}), figures, links)
+    return Result(tuple(group), figures, links)
 
 
 def _order(record: Record) -> tuple[object, ...]:

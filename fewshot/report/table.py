@@ -1,11 +1,13 @@
 """Tables: the long one that programs read, and those that people read.
 
 A table that people read is built once (`tables`) and then written as Markdown, LaTeX, HTML or plain text for
-a terminal of 100 columns. Rows of transductive learners carry a mark, published figures stand in a row of
-their own beneath ours, and notes say what every ± means and how the published setting differs.
+a terminal of 100 columns. In each column what is not distinguishable from the best is marked. Rows of
+transductive learners carry a mark, published figures stand in a row of their own beneath ours, with the gap
+beneath them, and notes say what every mark and ± means and how the published setting differs.
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -13,6 +15,7 @@ import pandas as pd
 
 from fewshot.harness.record import Record
 from fewshot.harness.statistics import ordinal
+from fewshot.report.best import Cells, find_best
 from fewshot.report.formats import ResultTable, Row, write
 from fewshot.report.published import Published, differences, find_published, human_stream
 from fewshot.report.results import (
@@ -20,10 +23,12 @@ from fewshot.report.results import (
     Figure,
     Result,
     added_columns,
+    as_printed,
     chance_accuracy,
     describe_stream,
     describe_test_set,
     format_figure,
+    format_gap,
     grouped,
     learner_rank,
     merge_seeds,
@@ -89,21 +94,22 @@ def long_table(records: Iterable[Record]) -> pd.DataFrame:
     return frame.astype(dict.fromkeys(integers, "Int64") | dict.fromkeys(_PERCENTAGES, "Float64"))
 
 
-def render(records: Iterable[Record], format: str) -> str:
+def render(records: Iterable[Record], format: str, folder: Path | None = None) -> str:
     """The records as "csv" (the long table), "md", "latex", "html" or "text".
 
-    Raises RecordError for another format and where there are no records.
+    folder: the results folder, for the answers that say who is not distinguishable from the best; without
+    them nobody is marked. Raises RecordError for another format and where there are no records.
     """
     if format == "csv":
         return long_table(records).to_csv(index=False, lineterminator="\n")
-    return write(tables(records), format)
+    return write(tables(records, folder), format)
 
 
-def tables(records: Iterable[Record]) -> list[ResultTable]:
+def tables(records: Iterable[Record], folder: Path | None = None) -> list[ResultTable]:
     """The tables that people read: K-shot first, then streams.
 
     One K-shot table per test set and training dataset, one stream table per test set, way and counts.
-    Learners that are not trained stand in every table of their test set.
+    Learners that are not trained stand in every table of their test set. folder: as for `render`.
     """
     results = merge_seeds(records)
     kshot = [result for result in results if result.record.protocol == "kshot"]
@@ -113,8 +119,8 @@ def tables(records: Iterable[Record]) -> list[ResultTable]:
         trained_on = dict.fromkeys(r.record.train_dataset for r in group if r.record.train_dataset)
         for dataset in trained_on or [None]:
             chosen = [r for r in group if r.record.train_dataset in (None, dataset)]
-            made.append(_kshot_table(chosen, dataset))
-    made += [_stream_table(group) for group in grouped(stream, stream_setting)]
+            made.append(_kshot_table(chosen, dataset, folder))
+    made += [_stream_table(group, folder) for group in grouped(stream, stream_setting)]
     return made
 
 
@@ -143,12 +149,12 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 2)
 
 
-def _kshot_table(results: list[Result], train_dataset: str | None) -> ResultTable:
+def _kshot_table(results: list[Result], train_dataset: str | None, folder: Path | None) -> ResultTable:
     settings = sorted({(r.record.way, r.record.shot or 0) for r in results})
-    rows: dict[str, dict[int, tuple[Result, int | None]]] = {}
+    rows: dict[str, Cells] = {}
     for label, result in zip(row_labels(results), results, strict=True):
         column = settings.index((result.record.way, result.record.shot or 0))
-        rows.setdefault(label, {})[column] = (result, None)
+        rows[label] = {**rows.get(label, {}), column: (result, None)}
     trained = f" · trained on {train_dataset}" if train_dataset else ""
     table = ResultTable(
         title=f"K-shot · {describe_test_set(results)}{trained}",
@@ -156,21 +162,21 @@ def _kshot_table(results: list[Result], train_dataset: str | None) -> ResultTabl
     )
     ways = sorted({way for way, _ in settings})
     chance = ", ".join(f"{100 / way:.1f} ({way}-way)" for way in ways)
-    return _filled(table, rows, f"chance {chance}")
+    return _filled(table, rows, f"chance {chance}", folder)
 
 
-def _stream_table(results: list[Result]) -> ResultTable:
+def _stream_table(results: list[Result], folder: Path | None) -> ResultTable:
     record = results[0].record
     asked = {k for result in results for k in result.figures}
     shown = [k for k in PRESENTATIONS if k in asked]
-    rows: dict[str, dict[int, tuple[Result, int | None]]] = {}
+    rows: dict[str, Cells] = {}
     for label, result in zip(row_labels(results), results, strict=True):
         rows[label] = {column: (result, k) for column, k in enumerate(shown) if k in result.figures}
     table = ResultTable(
         title=f"Stream · {describe_stream(record)} · {describe_test_set(results)}",
         columns=tuple(ordinal(k) for k in shown),
     )
-    _filled(table, rows, f"chance {_chance(record)}")
+    _filled(table, rows, f"chance {_chance(record)}", folder)
     if record.chain == 1:
         _add_people(table, shown, human_stream(record.dataset, record.way, record.labels or ""))
     columns = f"Columns: the presentation of a class. {_first_presentation(record)}"
@@ -194,7 +200,7 @@ def _links_note(results: list[Result]) -> list[str]:
 def _add_people(table: ResultTable, shown: list[int], people: dict[int, Published]) -> None:
     """A last row with what people reach at the same task, where that was published."""
     if people:
-        cells = (_as_printed(people[k].accuracy) if k in people else "" for k in shown)
+        cells = (as_printed(people[k].accuracy) if k in people else "" for k in shown)
         table.rows.append(Row("people", tuple(cells)))
         table.notes.append(f"people: {next(iter(people.values())).citation}.")
 
@@ -218,17 +224,15 @@ def first_presentation_ceiling(way: int) -> float:
     return sum(1 / (way - seen) for seen in range(way)) / way
 
 
-def _filled(
-    table: ResultTable, rows: dict[str, dict[int, tuple[Result, int | None]]], chance: str
-) -> ResultTable:
+def _filled(table: ResultTable, rows: dict[str, Cells], chance: str, folder: Path | None) -> ResultTable:
     """Write the rows and the notes beneath them."""
     published_notes: dict[str, int] = {}
+    best = find_best(rows, folder)
     by_learner = sorted(
         rows.items(), key=lambda item: learner_rank(next(iter(item[1].values()))[0].record.learner)
     )
     for label, cells in by_learner:
-        ours = [""] * len(table.columns)
-        theirs = [""] * len(table.columns)
+        ours, theirs, gaps = ([""] * len(table.columns) for _ in range(3))
         for column, (result, instance) in cells.items():
             ours[column] = format_figure(result.figures[instance])
             published = find_published(result.record, instance)
@@ -237,18 +241,25 @@ def _filled(
                 note = published.citation + (f". Differs: {'; '.join(differing)}" if differing else "")
                 number = published_notes.setdefault(note, len(published_notes) + 1)
                 interval = f" ± {published.ci95:g}" if published.ci95 is not None else ""
-                theirs[column] = f"{_as_printed(published.accuracy)}{interval} [{number}]"
-        table.rows.append(Row(label, tuple(ours)))
+                theirs[column] = f"{as_printed(published.accuracy)}{interval} [{number}]"
+                gaps[column] = format_gap(result.figures[instance].accuracy - published.accuracy)
+        marked = frozenset(column for column in cells if (label, column) in best.cells)
+        table.rows.append(Row(label, tuple(ours), marked=marked))
         if any(theirs):
             table.rows.append(Row("paper", tuple(theirs), published=True))
+            table.rows.append(Row("gap", tuple(gaps), published=True))
     results = [result for cells in rows.values() for result, _ in cells.values()]
     table.notes.append(f"Accuracy in %, ± 95 % over {_episodes(results)}; {chance}.")
     table.notes += _notes(rows, results)
+    if best.cells:
+        table.marks = best.note
+    elif best.note:
+        table.notes.append(best.note)
     table.notes += [f"[{number}] {note}." for note, number in published_notes.items()]
     return table
 
 
-def _notes(rows: dict[str, dict[int, tuple[Result, int | None]]], results: list[Result]) -> list[str]:
+def _notes(rows: dict[str, Cells], results: list[Result]) -> list[str]:
     notes = []
     classes = []
     for label, cells in rows.items():
@@ -277,11 +288,6 @@ def _training_note(results: list[Result]) -> list[str]:
             learners.setdefault(training(result.record), {})[result.record.learner] = None
     kinds = [f"{kind}: {', '.join(names)}" for kind, names in learners.items()]
     return [f"Trained on {'; on '.join(kinds)}."] if kinds else []
-
-
-def _as_printed(percentage: float) -> str:
-    """One digit, as papers print; two where they gave two."""
-    return f"{percentage:.1f}" if round(percentage, 1) == percentage else f"{percentage:.2f}"
 
 
 def _episodes(results: list[Result]) -> str:

@@ -14,10 +14,10 @@ from PIL import Image
 from fewshot.data import cifar100
 from fewshot.data.catalogue import load_dataset
 from fewshot.data.cifar100 import load_cifar100
+from fewshot.data.class_lists import class_list
 from fewshot.data.image_set import ImageSet
 from fewshot.data.obtain import get_dataset
 from fewshot.data.split import SIDES, Side
-from fewshot.data.splits import class_list
 from fewshot.errors import DataError
 
 PER_CLASS = 3

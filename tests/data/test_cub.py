@@ -10,10 +10,10 @@ from PIL import Image
 
 from fewshot.data import cub
 from fewshot.data.catalogue import load_dataset
+from fewshot.data.class_lists import class_list
 from fewshot.data.cub import load_cub
 from fewshot.data.obtain import get_dataset
 from fewshot.data.split import SIDES
-from fewshot.data.splits import class_list
 from fewshot.errors import DataError
 
 SPECIES = sorted(name for side in SIDES for name in class_list("cub", "chen", side))

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from fewshot.data import mini_imagenet
+from fewshot.data.class_lists import class_list
 from fewshot.data.image_set import ImageSet
 from fewshot.data.locations import data_root
 from fewshot.data.mini_imagenet import load_mini_imagenet
 from fewshot.data.split import SIDES, Side
-from fewshot.data.splits import class_list
 from fewshot.data.stored_images import decode, list_images
 from fewshot.errors import DataError
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from fewshot.data.catalogue import load_dataset, named_dataset
-from fewshot.data.splits import listed_splits
+from fewshot.data.class_lists import listed_splits
 from fewshot.episodes.batch import KShotBatch
 from fewshot.episodes.protocol import KShot
 from fewshot.episodes.sampler import EpisodeSampler

@@ -5,16 +5,10 @@ import itertools
 import pytest
 import torch
 
+from fewshot.data.class_lists import class_list, listed_splits
 from fewshot.data.image_set import ImageSet
 from fewshot.data.split import SIDES, Side, Split
-from fewshot.data.splits import (
-    class_list,
-    listed_splits,
-    split_by_fraction,
-    split_by_lists,
-    split_classes,
-    split_names,
-)
+from fewshot.data.splits import split_by_fraction, split_by_lists, split_classes, split_names
 from fewshot.errors import SplitError
 
 

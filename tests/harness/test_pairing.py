@@ -7,12 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from scipy.stats import norm
 
 from fewshot.errors import RecordError
 from fewshot.harness.comparison import compare, holm
-from fewshot.harness.pairing import Contender, compare_learners
+from fewshot.harness.pairing import Contender, Pair, compare_learners, compare_pairs
 from fewshot.harness.record import RECORDS_FILE, add_answers, read_answers, read_records
-from fewshot.harness.statistics import Resampling
+from fewshot.harness.statistics import crossed_deviation
 from tests.conftest import SIDES
 
 
@@ -91,7 +92,8 @@ def test_a_class_and_its_turned_copies_are_resampled_together(folder):
     upright = SIDES["test"]
     assert class_id.max() >= upright
     together, apart = (
-        Resampling(episode, one).half_width(difference, count) for one in (class_id % upright, class_id)
+        norm.ppf(0.975) * crossed_deviation(episode, one, difference, count)
+        for one in (class_id % upright, class_id)
     )
     assert turned.comparison.ci95_classes == pytest.approx(together)
     assert turned.comparison.ci95_classes != pytest.approx(apart)
@@ -140,6 +142,54 @@ def test_a_learner_of_another_folder_is_compared(folder, tmp_path):
     found = compare_learners(Contender(folder, "lstm"), Contender(other, "lstm"), ())
     assert [one.b[0].suite for one in found] == ["tiny", "tiny", "other"]
     assert {one.p_holm for one in found} == {1}
+
+
+def test_pairs_are_compared_as_learners_are(folder):
+    """And corrected over as many as there are."""
+    (compared,) = (
+        row for key, row in upright(folder, "prototypical", "lstm").items() if key == ("stream", 2)
+    )
+    pairs = [
+        Pair(compared.a, compared.b, 2),
+        Pair(compared.b, compared.a, 2),
+        Pair(compared.a, compared.a, 3),
+    ]
+    one, turned_round, itself = compare_pairs(folder, pairs)
+    assert one.comparison == compared.comparison
+    assert turned_round.comparison.difference == -one.comparison.difference
+    assert itself.comparison.p_value == 1
+    assert [row.p_holm for row in (one, turned_round, itself)] == holm(
+        [row.comparison.p_value for row in (one, turned_round, itself)]
+    )
+
+
+def test_pairs_need_no_images_but_a_list_of_the_classes_that_are_turned(folder, monkeypatch):
+    records = {r.learner: r for r in read_records(folder) if r.rotated_test_classes}
+    pair = Pair((records["prototypical"],), (records["nearest_neighbour"],), None)
+    with pytest.raises(
+        RecordError, match=r"no committed list says which turned classes of patterns, split fol"
+    ):
+        compare_pairs(folder, [pair])
+    expected = next(
+        one
+        for one in compare_learners(
+            *(Contender(folder, name) for name in ("prototypical", "nearest_neighbour"))
+        )
+        if one.record.rotated_test_classes
+    )
+    monkeypatch.setattr("fewshot.harness.pairing.listed_splits", lambda dataset: ("folders",))
+    monkeypatch.setattr("fewshot.harness.pairing.class_list", lambda *given: ["a class"] * SIDES["test"])
+    monkeypatch.delenv("FEWSHOT_DATA")
+    (found,) = compare_pairs(folder, [pair])
+    assert found.comparison == expected.comparison
+
+
+def test_pairs_that_share_no_answer_are_refused(folder):
+    tests = {
+        r.learner: r for r in read_records(folder) if r.protocol == "stream" and not r.rotated_test_classes
+    }
+    with pytest.raises(RecordError, match="they share no answer at presentation 9"):
+        compare_pairs(folder, [Pair((tests["prototypical"],), (tests["nearest_neighbour"],), 9)])
 
 
 # --- What is refused ----------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import t as student_t
 
-from fewshot.harness.statistics import REPLICATES, Resampling, over_episodes, summarise
+from fewshot.harness.statistics import REPLICATES, Resampling, crossed_deviation, over_episodes, summarise
 
 
 def crossed(accuracy, random):
@@ -74,6 +74,34 @@ def test_class_bootstrap_agrees_with_the_analytic_variance_of_balanced_data():
     correct = columns[2].reshape(400, 80)
     analytic = 1.959964 * correct.mean(0).std(ddof=1) / np.sqrt(80)
     assert over_classes(*columns) == pytest.approx(analytic, rel=0.1)
+
+
+def test_the_closed_form_is_the_variance_of_multinomial_weights():
+    """Every pair of answers, with the covariance of the products of their weights."""
+    random = np.random.default_rng(11)
+    episode = np.repeat(np.arange(7), 4)  # a class twice in each episode, as presentations of a stream
+    class_id = np.concatenate([np.repeat(random.permutation(5)[:2], 2) for _ in range(7)])
+    count = random.integers(1, 5, 28)
+    correct = random.binomial(count, 0.6)
+    residual = correct - correct.sum() / count.sum() * count
+    variance = 0.0
+    for i in range(28):
+        for j in range(28):
+            by_episode = 1 + (episode[i] == episode[j]) - 1 / 7
+            by_class = 1 + (class_id[i] == class_id[j]) - 1 / len(set(class_id))
+            variance += residual[i] * residual[j] * (by_episode * by_class - 1)
+    found = crossed_deviation(episode, class_id, correct, count)
+    assert found == pytest.approx(np.sqrt(variance) / count.sum())
+    assert crossed_deviation(0 * episode, class_id, correct, count) is None
+    assert crossed_deviation(episode, 0 * class_id, correct, count) is None
+
+
+def test_the_closed_form_is_what_the_class_bootstrap_tends_to():
+    random = np.random.default_rng(12)
+    accuracy = np.clip(0.8 + random.normal(0, 0.1, 40) + random.normal(0, 0.05, (60, 1)), 0, 1)
+    columns = crossed(accuracy, random)
+    drawn = Resampling(*columns[:2], replicates=20_000).deviation(*columns[2:])
+    assert crossed_deviation(*columns) == pytest.approx(drawn, rel=0.02)
 
 
 def test_class_bootstrap_triples_the_variance_of_pure_noise():

@@ -169,10 +169,10 @@ def test_differences_name_split_rotation_backbone_and_transduction() -> None:
     assert differences(ours, found) == (
         "split random 1,200 / 423 classes",
         "turned test classes count as classes",
-        "backbone Conv4-64",
+        "backbone Conv4-64 strided",
         "transductive",
     )
-    same = record("maml", transductive=True, split="random 1,200 / 423 classes")
+    same = record("maml", transductive=True, split="random 1,200 / 423 classes", backbone="Conv4-64 strided")
     assert differences(same, found) == ()
 
 
