@@ -8,7 +8,7 @@ then the queries go through it by themselves. That is our `Maml` with `statistic
 holds it: from the same weights, on the same episodes, with the same losses and gradients.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,6 @@ class Learn2LearnMaml(Learner):
 
     label_equivariant: ClassVar[bool] = False
     fixed_way: bool = True
-    batch_norm: ClassVar[Literal["none", "frozen", "batch"]] = "batch"
 
     def __init__(
         self,
@@ -51,6 +50,7 @@ class Learn2LearnMaml(Learner):
         self.inner_steps = inner_steps
         self.inner_steps_test = inner_steps_test
         self.transductive = bool(_batch_norms(maml))
+        self.batch_norm = "batch" if self.transductive else "none"
 
     def start(self, batch: int, way: int) -> Adapted:
         if reason := self.way_refusal(way):
