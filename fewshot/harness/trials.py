@@ -155,7 +155,7 @@ def recorded_trials(folder: Path, record: Record) -> Trials | None:
     None where there were none. Raises RecordError where they, their log of classes or the record's settings
     do not agree.
     """
-    if not (record.config["train"] or {}).get("trials"):
+    if not (record.config.get("train") or {}).get("trials"):
         return None
     try:
         row = LearnerSettings.model_validate(

@@ -294,7 +294,7 @@ def _trials_note(results: list[Result]) -> list[str]:
     """How many settings of each learner were tried before it was trained."""
     learners: dict[int, dict[str, None]] = {}
     for result in results:
-        if trials := (result.record.config["train"] or {}).get("trials"):
+        if trials := (result.record.config.get("train") or {}).get("trials"):
             learners.setdefault(len(trials["candidates"]), {})[result.record.learner] = None
     kinds = [f"of {count} trials: {', '.join(names)}" for count, names in learners.items()]
     return [f"Settings are the best on validation classes {'; '.join(kinds)}."] if kinds else []
