@@ -328,6 +328,7 @@ def test_a_folder_of_photographs_becomes_a_table(
     fewshot: Command, photographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(own_images, "STEPS", 4)
+    monkeypatch.setattr(own_images, "EPISODES", 30)
     outcome = fewshot("run", photographs, "--jobs", 1)
     assert outcome.code == 0, outcome.err
     note = f"{photographs}: a small network is trained from scratch; with --weights FILE, or published where "
@@ -345,6 +346,7 @@ def test_weights_of_ones_own_take_the_place_of_a_training_from_scratch(
     fewshot: Command, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(own_images, "STEPS", 2)
+    monkeypatch.setattr(own_images, "EPISODES", 10)
     monkeypatch.setattr(own_images, "PHOTOGRAPH_SIZE", 16)
     torch.save(resnet18().state_dict(), tmp_path / "resnet18.pt")
     run = ["run", photographs, "--weights", tmp_path / "resnet18.pt", "--jobs", 1]

@@ -8,7 +8,7 @@ that a few classes teach; without them, a small network is trained from scratch 
 from pathlib import Path
 from typing import Any
 
-from fewshot.data.catalogue import load_dataset
+from fewshot.data.image_folder import load_image_folder
 from fewshot.data.image_set import ImageSet
 from fewshot.data.split import SIDES
 from fewshot.data.splits import split_names
@@ -18,7 +18,7 @@ from fewshot.harness.config import Suite, parse_suite
 WAY, SHOT, QUERY = 5, 5, 5
 IMAGE_SIZE, PHOTOGRAPH_SIZE = 32, 84
 """Pixels of a side: for a network trained from scratch, and for one that has seen photographs."""
-STEPS = 200
+STEPS, EPISODES = 200, 1000
 THIRDS = "fraction:0.34/0.33/0.33@0"
 """The split of a folder without train/, val/ and test/: as many classes for each as there can be."""
 
@@ -30,12 +30,13 @@ def suite_of_folder(folder: Path, weights: str | None = None) -> Suite:
     classes, or images of one.
     """
     size = PHOTOGRAPH_SIZE if weights else IMAGE_SIZE
-    image_set = load_dataset(str(folder), image_size=size)
+    image_set = load_image_folder(folder, size)
     _check_supply(image_set, folder)
     split = "folders" if "folders" in split_names(image_set) else THIRDS
+    asked = {"way": WAY, "episodes": EPISODES}
     content = {
         "title": f"Own images: {folder.resolve().name}",
-        "data": {"dataset": str(folder), "split": split, "image_size": size},
+        "data": {"dataset": str(folder.resolve()), "split": split, "image_size": size},
         "train": {
             "episodes": {"protocol": "kshot", "way": WAY, "shot": 1, "query": QUERY},
             "batch": 4,
@@ -43,9 +44,9 @@ def suite_of_folder(folder: Path, weights: str | None = None) -> Suite:
             "validate_every": STEPS // 2,
         },
         "test": [
-            {"protocol": "kshot", "way": WAY, "shot": 1, "query": QUERY},
-            {"protocol": "kshot", "way": WAY, "shot": SHOT, "query": QUERY},
-            {"protocol": "stream", "way": WAY, "length": WAY * (SHOT + QUERY), "counts": "random"},
+            {"protocol": "kshot", "shot": 1, "query": QUERY} | asked,
+            {"protocol": "kshot", "shot": SHOT, "query": QUERY} | asked,
+            {"protocol": "stream", "length": WAY * (SHOT + QUERY), "counts": "random"} | asked,
         ],
         "learner": [*_learners(weights), {"id": "nearest_neighbour"}],
     }

@@ -12,10 +12,11 @@ import pytest
 from fewshot.errors import LearnerError, RecordError
 from fewshot.harness import trials as trying
 from fewshot.harness.audit.draws import settings_are_the_best_tried
+from fewshot.harness.audit.tasks import plan_audit
 from fewshot.harness.config import TRIAL_SEED, Suite, parse_suite
 from fewshot.harness.job import Update
 from fewshot.harness.plan import fresh_learner, load_split
-from fewshot.harness.record import RECORDS_FILE, read_draws, read_records
+from fewshot.harness.record import RECORDS_FILE, read_draws, read_records, write_draws
 from fewshot.harness.run import run_suite
 from fewshot.harness.train import train
 from fewshot.harness.trials import Trial, best_of, read_trials, recorded_trials
@@ -290,3 +291,14 @@ def test_verification_holds_trials_against_records(results: Path) -> None:
     (results / "trials" / "prototypical.json").unlink()
     problems = [str(verdict.problem) for verdict in verify_records(results, jobs=1)]
     assert sum("it says what was tried; restore it" in text for text in problems) == 6
+
+
+def test_an_audit_names_the_trials_and_counts_what_they_drew(results: Path) -> None:
+    guard = "settings are the best tried on validation classes"
+    (finding,) = (each for each in plan_audit(results)[0]() if each.guard == guard)
+    assert finding.holds
+    assert "best of 2 trials of 4 updates on validation classes" in finding.seen
+    path = results / "draws" / "prototypical.tsv.xz"
+    write_draws(path, [*read_draws(path), ("test", "test/00", 1)])
+    failed = {each.guard for each in plan_audit(results)[0]() if not each.holds}
+    assert failed >= {guard, "test classes were never drawn before the end"}
