@@ -1,8 +1,9 @@
 """The suite for a folder of one's own images: from class folders to a table with one command.
 
-Everybody is asked 5-way, and sees what is least: a class gives SHOT images to learn from and QUERY to name,
-in K-shot and in streams. Weights of a ResNet-18 that has seen many photographs are worth more than anything
-that a few classes teach; without them, a small network is trained from scratch beside the nearest pixels.
+It asks WAY classes of SHOT images to learn from and QUERY to name, and streams of as many images. Weights
+of a ResNet-18 that has seen many photographs are worth more than anything that a few classes teach: frozen,
+it stands before the nearest stored features. Without weights, a small prototypical network is trained from
+scratch. Beside either stands the nearest neighbour by pixels.
 """
 
 from pathlib import Path

@@ -11,6 +11,7 @@ and one that is done stays there until all of them are.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +68,9 @@ class Trials(BaseModel):
 
     def __str__(self) -> str:
         best = self.trials[self.chosen].candidate
-        settings = {name: value for name, value in best.items() if name != "options"} | best.get(
-            "options", {}
-        )
-        told = ", ".join(f"{name} {value}" for name, value in settings.items()) or "nothing changed"
+        settings = (best | best.get("options", {})).items()
+        told = ", ".join(f"{name} {value}" for name, value in settings if name != "options")
+        told = told or "nothing changed"
         return f"{told}: best of {len(self.trials)} trials of {self.steps} updates on validation classes"
 
 
@@ -87,12 +87,8 @@ def hold_trials(job: Job, split: Split, on_progress: Callable[[int, Progress], N
     states = [trial.state(its_key) for trial, its_key in zip(tried, keys, strict=True)]
     logs = []
     for place, (trial, state) in enumerate(zip(tried, states, strict=True)):
-
-        def report(progress: Progress, place: int = place) -> None:
-            on_progress(place, progress)
-
         learner = fresh_learner(trial.learner, TRIAL_SEED, split).to(job.device)
-        settings = trial.learner.train
+        settings, report = trial.learner.train, partial(on_progress, place)
         logs.append(
             train(learner, split, settings, train_seed=TRIAL_SEED, state_path=state, on_progress=report)
         )
