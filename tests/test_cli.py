@@ -336,6 +336,7 @@ def test_a_folder_of_photographs_becomes_a_table(
     assert "K-shot · photographs 32×32, split fraction:0.34/0.33/0.33@0 (test)" in outcome.out
     assert "Stream · 5-way, 50 images, random counts · photographs" in outcome.out
     assert "6 new records in results/photographs" in outcome.out
+    assert "results/photographs/plots/kshot-photographs-fraction.0.34_0.33_0.33@0-test.png\n" in outcome.out
     accuracy = {r.learner: r.accuracy for r in read_records(Path("results/photographs")) if r.shot == 5}
     assert accuracy["nearest_neighbour"] > 0.5, "the colours tell the classes apart"
     verified = fewshot("verify", "results/photographs", "--jobs", 1, "--data", photographs.parent)
