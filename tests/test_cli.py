@@ -745,8 +745,8 @@ def test_a_folder_that_makes_no_table_is_refused(fewshot: Command, some_photogra
     for number in range(3, 10):
         shutil.rmtree(folder / f"kind_{number:02}")
     assert refused(fewshot("run", folder)) == (
-        f"{folder} has 13 classes, and 5-way needs 15: 5 to train on, 5 to validate on and 5 to test on; "
-        "add 2, or write a suite with a lower way"
+        f"5-way needs 15 classes, 5 each to train on, to validate on and to test on; {folder} has 13: add 2, "
+        "or write a suite with a lower way"
     )
     (folder / "kind_01" / "0.png").write_bytes(b"no image")
     assert refused(fewshot("run", folder)).startswith(f"{folder}/kind_01/0.png is not an image that reads (")
