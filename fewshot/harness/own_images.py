@@ -66,8 +66,8 @@ def _check_supply(image_set: ImageSet, folder: Path) -> None:
     classes, needed = len(image_set.class_names), len(SIDES) * WAY
     if classes < needed:
         raise EpisodeError(
-            f"{WAY}-way needs {needed} classes, {WAY} each to train on, to validate on and to test on; {folder} "
-            f"has {classes}: add {needed - classes}, or write a suite with a lower way"
+            f"{WAY}-way needs {needed} classes, {WAY} each to train on, to validate on and to test on; "
+            f"{folder} has {classes}: add {needed - classes}, or write a suite with a lower way"
         )
     fewest = int(image_set.images_per_class.argmin())
     images = int(image_set.images_per_class[fewest])
