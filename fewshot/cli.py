@@ -287,8 +287,13 @@ def inspect_memory(
 
 @app.command()
 def run(
-    suite: Annotated[Path, typer.Argument(help="A TOML file of benchmarks/.")],
+    suite: Annotated[
+        Path, typer.Argument(help="A TOML file of benchmarks/, or a folder of class folders of images.")
+    ],
     out: Annotated[Path | None, typer.Option(help="Results folder; results/<suite> by default.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="For a folder: a file of ResNet-18's weights, or published.")
+    ] = None,
     only: Annotated[list[str] | None, typer.Option(help="Only this learner; repeatable.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what is there and train again.")] = False,
     jobs: JobsOption = None,
@@ -297,11 +302,10 @@ def run(
     data: DataOption = None,
 ) -> None:
     """Run a suite: train and measure what is missing, then print the table and draw the plots."""
-    from fewshot.harness.config import read_suite
     from fewshot.harness.progress import show_updates
     from fewshot.harness.run import run_suite
 
-    parsed: Suite = read_suite(suite)
+    parsed = _suite(suite, weights)
     folder = out or Path("results") / parsed.name
     with show_updates() as on_update:
         made = run_suite(
@@ -319,6 +323,25 @@ def run(
     table(folder, "text")
     plot(folder)
     print(f"{len(made)} new records in {folder}; verify them with: fewshot verify {folder}")
+
+
+def _suite(place: Path, weights: str | None) -> "Suite":
+    """The suite of a file, or of a folder of images."""
+    from fewshot.harness.config import read_suite
+    from fewshot.harness.own_images import suite_of_folder
+
+    if place.is_dir():
+        made = suite_of_folder(place, weights)
+        if weights is None:
+            print(
+                f"{place}: a small network is trained from scratch; with --weights FILE, or published where "
+                "they are on this machine, a frozen ResNet-18 takes its place",
+                file=sys.stderr,
+            )
+        return made
+    if weights is not None:
+        raise RecordError(f"--weights is for a folder of images; {place} names its own: leave it out")
+    return read_suite(place)
 
 
 def _write_table(folder: Path) -> None:

@@ -15,10 +15,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.models import resnet18
 
 from fewshot.cli import main
+from fewshot.harness import own_images
 from fewshot.harness.checkpoint import save_learner
 from fewshot.harness.record import RECORDS_FILE, read_records
+from fewshot.learners.pretrained import TorchvisionResNet
 from fewshot.learners.registry import build_learner
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -84,6 +87,28 @@ def refused(outcome: Outcome) -> str:
     (line,) = outcome.err.splitlines()
     assert line.startswith("fewshot: ")
     return line.removeprefix("fewshot: ")
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 classes of 20 images: JPEG and PNG of several sizes, a colour for each class, and noise."""
+    folder = tmp_path_factory.mktemp("own") / "photographs"
+    generator = np.random.default_rng(0)
+    for number in range(20):
+        place = folder / f"kind_{number:02}"
+        place.mkdir(parents=True)
+        colour = generator.integers(0, 200, 3)
+        for index in range(20):
+            size = (12 + index, 30 - index, 1)
+            pixels = (colour + generator.integers(0, 56, size)).astype(np.uint8)
+            Image.fromarray(pixels).save(place / f"{index}.{'jpg' if index % 2 else 'png'}")
+    return folder
+
+
+@pytest.fixture
+def some_photographs(photographs: Path, tmp_path: Path) -> Path:
+    """A copy of them, to change at will."""
+    return shutil.copytree(photographs, tmp_path / "some")
 
 
 # --- Commands that work -------------------------------------------------------------------------------------
@@ -297,6 +322,49 @@ def test_audit_ends_with_2_where_there_is_nothing(fewshot: Command) -> None:
     outcome = fewshot("audit", "absent.toml")
     assert outcome.code == 2
     assert outcome.err.startswith("fewshot: no suite absent.toml")
+
+
+def test_a_folder_of_photographs_becomes_a_table(
+    fewshot: Command, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_images, "STEPS", 4)
+    monkeypatch.setattr(own_images, "EPISODES", 30)
+    outcome = fewshot("run", photographs, "--jobs", 1)
+    assert outcome.code == 0, outcome.err
+    note = f"{photographs}: a small network is trained from scratch; with --weights FILE, or published where "
+    assert outcome.err.startswith(note)
+    assert "K-shot · photographs 32×32, split fraction:0.34/0.33/0.33@0 (test)" in outcome.out
+    assert "Stream · 5-way, 50 images, random counts · photographs" in outcome.out
+    assert "6 new records in results/photographs" in outcome.out
+    assert "results/photographs/plots/kshot-photographs-fraction.0.34_0.33_0.33@0-test.png\n" in outcome.out
+    accuracy = {r.learner: r.accuracy for r in read_records(Path("results/photographs")) if r.shot == 5}
+    assert accuracy["nearest_neighbour"] > 0.5, "the colours tell the classes apart"
+    verified = fewshot("verify", "results/photographs", "--jobs", 1, "--data", photographs.parent)
+    assert verified.code == 0
+
+
+def test_weights_of_ones_own_take_the_place_of_a_training_from_scratch(
+    fewshot: Command, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_images, "STEPS", 2)
+    monkeypatch.setattr(own_images, "EPISODES", 10)
+    monkeypatch.setattr(own_images, "PHOTOGRAPH_SIZE", 16)
+    torch.save(resnet18().state_dict(), tmp_path / "resnet18.pt")
+    run = ["run", photographs, "--weights", tmp_path / "resnet18.pt", "--jobs", 1]
+    outcome = fewshot(*run)
+    assert outcome.code == 0, outcome.err
+    assert "from scratch" not in outcome.err
+    records = read_records(Path("results/photographs"))
+    assert {r.backbone for r in records} == {"ResNet-18 pretrained frozen", None}
+
+    def never(*_: object) -> None:
+        raise AssertionError("an image was embedded again")
+
+    monkeypatch.setattr(TorchvisionResNet, "_features", never)
+    Path("results/photographs", RECORDS_FILE).write_text("")
+    again = fewshot(*run)
+    assert again.code == 0, again.err
+    assert [r.accuracy for r in read_records(Path("results/photographs"))] == [r.accuracy for r in records]
 
 
 def test_data_check_ends_with_0_for_a_folder_that_reads(fewshot: Command, image_folder: Path) -> None:
@@ -662,6 +730,39 @@ def test_what_has_no_memory_is_not_inspected(
     assert text == "no class comes twice, so there is nothing of it to read: ask for longer streams"
     assert "has 8 images; a stream of length 30" in refused(fewshot("inspect", memory_network, *setting))
     assert not list(Path().glob("*.png"))
+
+
+def test_a_folder_that_makes_no_table_is_refused(fewshot: Command, some_photographs: Path) -> None:
+    folder = some_photographs
+    text = refused(fewshot("run", folder, "--weights", "absent.pt"))
+    assert text.startswith("no file of weights absent.pt: give one that is there, or weights = ")
+    for image in sorted((folder / "kind_03").iterdir())[7:]:
+        image.unlink()
+    assert refused(fewshot("run", folder)) == (
+        f"class kind_03 of {folder} has 7 images, and 5-shot with 5 queries needs 10: add 3, or take its "
+        "folder away"
+    )
+    for number in range(3, 10):
+        shutil.rmtree(folder / f"kind_{number:02}")
+    assert refused(fewshot("run", folder)) == (
+        f"5-way needs 15 classes, 5 each to train on, to validate on and to test on; {folder} has 13: add 2, "
+        "or write a suite with a lower way"
+    )
+    (folder / "kind_01" / "0.png").write_bytes(b"no image")
+    assert refused(fewshot("run", folder)).startswith(f"{folder}/kind_01/0.png is not an image that reads (")
+    Path("empty").mkdir()
+    assert refused(fewshot("run", "empty")) == (
+        "empty holds no images: point to a folder that holds one folder for each class"
+    )
+    assert refused(fewshot("run", folder / "kind_02")).endswith(
+        "lies in no class folder: move it into the folder of its class"
+    )
+    assert not Path("results").exists()
+
+
+def test_weights_are_for_a_folder_alone(fewshot: Command, tiny_suite: Path) -> None:
+    text = refused(fewshot("run", tiny_suite, "--weights", "published"))
+    assert text == f"--weights is for a folder of images; {tiny_suite} names its own: leave it out"
 
 
 @pytest.mark.parametrize("command", ["table", "compare", "plot", "verify"])

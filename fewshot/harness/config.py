@@ -5,6 +5,7 @@ setting can never be a setting that silently does nothing.
 """
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -24,6 +25,9 @@ from fewshot.episodes.augment import Augment
 from fewshot.episodes.labels import Labels
 from fewshot.episodes.protocol import Counts, KShot, Range, Stream
 from fewshot.errors import FewshotError, RecordError, unknown
+
+TRIAL_SEED = 1_000_081
+"""Seed of the weights and the episodes of all trials, and of no training."""
 
 
 class Settings(BaseModel):
@@ -128,10 +132,20 @@ class CurriculumSettings(Settings):
     every: PositiveInt = 500
 
 
+class TrialSettings(Settings):
+    """What is tried before a learner is trained; it then trains with the candidate that was the best on
+    validation classes (`fewshot.harness.trials`)."""
+
+    steps: PositiveInt
+    """Optimiser updates of each trial."""
+    candidates: tuple[dict[str, Any], ...] = Field(min_length=2)
+    """What each changes: training settings by name, and under "options" options of the learner."""
+
+
 class TrainSettings(Settings):
     """How a learner is trained, and how the weights to keep are chosen (on validation classes only)."""
 
-    added: ClassVar[frozenset[str]] = frozenset({"curriculum", "watch_training"})
+    added: ClassVar[frozenset[str]] = frozenset({"curriculum", "trials", "watch_training"})
 
     episodes: ProtocolSettings = KShotSettings(protocol="kshot", way=5, shot=1, query=5)
     """The protocol of the training episodes."""
@@ -157,6 +171,15 @@ class TrainSettings(Settings):
     """Whether each look is at as many episodes of training classes too, to see what is learned by heart."""
     curriculum: CurriculumSettings | None = None
     """How the training episodes grow up to `episodes`; None: they are such from the first step on."""
+    trials: TrialSettings | None = None
+    """What is tried first; None: the settings are what they are."""
+
+    @property
+    def measure(self) -> dict[str, Any]:
+        """What trainings have in common whose validation accuracies can be compared."""
+        names = ("steps", "rotations", "validate_episodes", "trials")
+        asked = self.validate_on or self.episodes
+        return {name: getattr(self, name) for name in names} | {"validate_on": asked}
 
     @model_validator(mode="after")
     def _curriculum_leads_to_episodes(self) -> Self:
@@ -207,6 +230,33 @@ class LearnerSettings(Settings):
                 f"of the weights (got {self.weights!r}), or name one seed"
             )
         return self
+
+    @model_validator(mode="after")
+    def _candidates_can_be_compared(self) -> Self:
+        trials = self.train.trials
+        if trials and TRIAL_SEED in self.train_seeds:
+            raise ValueError(f"train seed {TRIAL_SEED} is that of trials: choose another")
+        for number, candidate in enumerate(trials.candidates if trials else (), 1):
+            if not isinstance(candidate.get("options", {}), dict):
+                raise ValueError(f"candidate {number} of the trials: options is a table of names and values")
+            try:
+                measure = self.under(candidate).train.measure
+            except ValidationError as error:
+                raise ValueError(f"candidate {number} of the trials: {first_problem(error)}") from None
+            for name, value in self.train.measure.items():
+                if measure[name] != value:
+                    raise ValueError(
+                        f"candidate {number} of the trials changes {name}, by which all are compared: leave "
+                        f"it out{', or give validate_on' if name == 'validate_on' else ''}"
+                    )
+        return self
+
+    def under(self, candidate: Mapping[str, Any]) -> Self:
+        """The row with what a candidate changes."""
+        changes = {name: value for name, value in candidate.items() if name != "options"}
+        train = TrainSettings.model_validate(self.train.model_dump() | changes)
+        options = self.options | candidate.get("options", {})
+        return self.model_copy(update={"train": train, "options": options})
 
 
 class Suite(Settings):

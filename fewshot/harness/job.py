@@ -1,11 +1,14 @@
-"""One job: train a learner if its weights are not there, then measure it and report a record per test."""
+"""One job: train a learner if its weights are not there, then measure it and report a record per test.
+
+Where its settings are to be tried first, the trials come before the training.
+"""
 
 import csv
 import io
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,6 +41,7 @@ from fewshot.harness.train import (
     training_protocol,
     validation_protocol,
 )
+from fewshot.harness.trials import hold_trials, read_trials
 from fewshot.learners.base import Learner
 from fewshot.learners.registry import learner_class, options_of, telling_options
 
@@ -70,6 +74,7 @@ def run_job(job: Job, report: Report) -> None:
     if not missing:
         report(Update(job.name, "recorded", 1, 1))
         return
+    job = settled(job, training_split, report)
     path = job.checkpoint
     trained = path.exists() and checkpoint_facts(path).get("train_key") == train_key
     if not (job.weights or trained):
@@ -83,6 +88,26 @@ def run_job(job: Job, report: Report) -> None:
         evaluation = evaluate(learner, test.sampler(job.device), test.episodes)
         record = Record(**facts, **_record_fields(job, test, learner, evaluation))
         report(Update(job.name, "testing", number + 1, len(missing), test.label, record))
+
+
+def hold_trials_of(job: Job, report: Report) -> None:
+    """Hold the trials of a learner, where that was not done."""
+    prepare_process(job.threads)
+    settled(job, load_split(job.suite.training_data, job.root), report)
+
+
+def settled(job: Job, split: Split, report: Report) -> Job:
+    """The job with the settings that its trials chose; they are held where that is not known yet."""
+    tries = job.tries
+    if tries is None:
+        return job
+
+    def on_progress(place: int, progress: Progress) -> None:
+        stage = f"trial {place + 1}/{len(tries.candidates)}"
+        report(_training_update(job.learner.id, stage, progress))
+
+    held = hold_trials(job, split, on_progress)
+    return replace(job, learner=job.learner.under(held.trials[held.chosen].candidate))
 
 
 def make_checkpoint(job: Job, split: Split, train_key: str, report: Report) -> TrainLog:
@@ -100,7 +125,7 @@ def make_checkpoint(job: Job, split: Split, train_key: str, report: Report) -> T
             settings,
             train_seed=job.train_seed,
             state_path=state,
-            on_progress=lambda progress: report(_training_update(job, progress)),
+            on_progress=lambda progress: report(_training_update(job.name, "training", progress)),
         )
 
     def store(learner: Learner) -> None:
@@ -199,19 +224,27 @@ def _training_fields(job: Job, split: Split, log: TrainLog) -> dict[str, Any]:
         job.train_seed,
         torch.cuda.get_device_name() if job.device == "cuda" else job.device,
     )
-    return {f"train_{name}": value for name, value in zip(names, values, strict=True)} | {
+    fields: dict[str, Any] = {f"train_{name}": value for name, value in zip(names, values, strict=True)}
+    fields |= {
         "train_classes_digest": digest,
         "selection": f"weights of step {log.best_step}, the best of every {settings.validate_every} by the "
         f"accuracy of {settings.validate_episodes} episodes over validation classes: "
         f"{validation_protocol(settings)}",
     }
+    if job.tries:
+        fields["selection"] = f"{read_trials(job.trials)}; {fields['selection']}"
+        fields |= {
+            "trials": os.path.relpath(job.trials, job.folder),
+            "trials_sha256": file_sha256(job.trials),
+        }
+    return fields
 
 
-def _training_update(job: Job, progress: Progress) -> Update:
+def _training_update(job: str, stage: str, progress: Progress) -> Update:
     note = f"loss {progress.loss:.3f}"
     if progress.val_accuracy is not None:
         note += f", best val {100 * progress.val_accuracy:.1f} %"
-    return Update(job.name, "training", progress.step, progress.steps, note)
+    return Update(job, stage, progress.step, progress.steps, note)
 
 
 def _curve(job: Job, log: TrainLog) -> str:

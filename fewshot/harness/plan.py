@@ -20,7 +20,7 @@ from fewshot.episodes.protocol import KShot, Stream, bounds
 from fewshot.episodes.sampler import SAMPLER_VERSION, EpisodeSampler
 from fewshot.errors import FewshotError, LearnerError, RecordError
 from fewshot.harness.checkpoint import checkpoint_facts, file_sha256, load_learner
-from fewshot.harness.config import DataSettings, LearnerSettings, Suite, Test
+from fewshot.harness.config import DataSettings, LearnerSettings, Suite, Test, TrialSettings
 from fewshot.harness.record import draws_beside, read_draws, record_key
 from fewshot.harness.train import (
     TRAINING_VERSION,
@@ -73,6 +73,17 @@ class Job:
     @property
     def draws(self) -> Path:
         return draws_beside(self.checkpoint)
+
+    @property
+    def tries(self) -> TrialSettings | None:
+        """What is tried before this job trains, if it does."""
+        trains = learner_class(self.learner.id).trainable and not self.weights
+        return self.learner.train.trials if trains else None
+
+    @property
+    def trials(self) -> Path:
+        """What came of the trials, which all training seeds share."""
+        return self.folder / "trials" / f"{self.learner.id.replace(':', '.')}.json"
 
     def state(self, train_key: str) -> Path:
         """Where an unfinished training waits; two learners never share one."""
@@ -208,9 +219,16 @@ def check_learner_settings(settings: LearnerSettings, split: Split) -> None:
         for seed in settings.train_seeds:
             _check_adopted(settings, seed)
         return
-    learner = fresh_learner(settings, 0, split)
-    if not learner.trainable:
+    if not learner_class(settings.id).trainable:
+        fresh_learner(settings, 0, split)
         return
+    candidates = settings.train.trials.candidates if settings.train.trials else ()
+    for tried in (settings, *map(settings.under, candidates)):
+        _check_training(tried, split)
+
+
+def _check_training(settings: LearnerSettings, split: Split) -> None:
+    learner = fresh_learner(settings, 0, split)
     train = settings.train
     check_askable(learner, split, train)
     if train.augment:

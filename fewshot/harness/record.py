@@ -139,7 +139,12 @@ class Record(BaseModel):
     train_classes_digest: str | None = None
     """Digest of the trainer's log of every (side, class) drawn (SHA-256)."""
     selection: str | None
-    """How the weights were chosen, on validation classes; None where there was no choice."""
+    """How the weights, and settings that were tried, were chosen on validation classes; None where there was
+    no choice."""
+    trials: str | None = None
+    """What came of trials of settings: a file, relative to the results folder; None where there were none."""
+    trials_sha256: str | None = None
+    """SHA-256 of that file."""
 
     device: str
     """Where the episodes were answered: "cpu" or the accelerator's name."""

@@ -1,4 +1,4 @@
-"""Run a suite: train what is missing, measure what is missing, record it.
+"""Run a suite: try and train what is missing, measure what is missing, record it.
 
 A record is looked up by what it means (`fewshot.harness.plan`): `run` again does nothing, and a killed run
 goes on where it was.
@@ -7,8 +7,9 @@ goes on where it was.
 import os
 from pathlib import Path
 
+from fewshot.data.split import Split
 from fewshot.harness.config import Suite
-from fewshot.harness.job import Report, Update, make_checkpoint, run_job
+from fewshot.harness.job import Report, Update, hold_trials_of, make_checkpoint, run_job, settled
 from fewshot.harness.plan import (
     Job,
     check_learner_settings,
@@ -28,6 +29,7 @@ from fewshot.harness.record import (
     remove_records,
 )
 from fewshot.harness.train import TrainLog
+from fewshot.harness.trials import forget_trials
 from fewshot.learners.registry import learner_class
 
 
@@ -62,10 +64,13 @@ def run_suite(
         for seed in (settings.train_seeds if learner_class(settings.id).trainable else (0,))
     ]
     keys = {job.name: training_key(job, training_split) for job in plan}
-    planned = {test.key for job in plan for test in planned_tests(job, test_split, keys[job.name])}
+    tests = {job.name: {test.key for test in planned_tests(job, test_split, keys[job.name])} for job in plan}
+    planned = set[str]().union(*tests.values())
+    # One for each learner: its training seeds share the trials.
+    trying = {job.learner.id: job for job in plan if job.tries and not tests[job.name] <= known}
     if fresh:
         for job in plan:
-            _forget(job, keys[job.name])
+            _forget(job, keys[job.name], training_split)
     made: list[Record] = []
 
     def keep(update: Update) -> None:
@@ -77,12 +82,13 @@ def run_suite(
             made.append(update.record)
         on_update(update)
 
-    workers = min(jobs or max(1, (os.cpu_count() or 1) // threads), len(plan))
-    if workers == 1:
-        for job in plan:
-            run_job(job, keep)
-    else:
-        run_side_by_side(run_job, plan, workers, keep)
+    workers = jobs or max(1, (os.cpu_count() or 1) // threads)
+    for work, tasks in ((hold_trials_of, [*trying.values()]), (run_job, plan)):
+        if min(workers, len(tasks)) > 1:
+            run_side_by_side(work, tasks, min(workers, len(tasks)), keep)
+        else:
+            for task in tasks:
+                work(task, keep)
     return made
 
 
@@ -102,11 +108,14 @@ def train_learner(
     split = load_split(suite.training_data, root)
     check_learner_settings(settings, split)
     job = Job(suite, settings, settings.train_seeds[0], folder, root, device, threads)
-    return job.checkpoint, make_checkpoint(job, split, training_key(job, split), on_update)
+    train_key = training_key(job, split)
+    return job.checkpoint, make_checkpoint(settled(job, split, on_update), split, train_key, on_update)
 
 
-def _forget(job: Job, train_key: str) -> None:
-    """Delete a job's records, its own weights and unfinished run, and nothing else."""
+def _forget(job: Job, train_key: str, split: Split) -> None:
+    """Delete a job's records, its own weights, trials and unfinished runs, and nothing else."""
+    if job.tries:
+        forget_trials(job, split)
     if not job.weights:
         for path in (job.state(train_key), job.checkpoint, job.curve, job.draws):
             path.unlink(missing_ok=True)

@@ -76,7 +76,8 @@ class TrainLog:
 
     curve: a row every few steps and at each look at the validation classes.
     draws: side -> (class,) int64, how often each class of the pool was drawn.
-    best_step: the step whose weights were kept; seconds: wall-clock time, validation included.
+    best_step: the step whose weights were kept; best_accuracy, best_ci95: of theirs on validation classes,
+        with the half width of its 95 % interval over episodes; seconds: wall-clock time, validation included.
     """
 
     curve: list[CurveRow] = field(default_factory=list)
@@ -84,6 +85,7 @@ class TrainLog:
     best_step: int = 0
     best_accuracy: float = -1.0
     seconds: float = 0.0
+    best_ci95: float | None = None
 
 
 def train(
@@ -155,6 +157,7 @@ def train(
                 log.seconds = time.perf_counter() - began
                 if evaluation.accuracy > log.best_accuracy:
                     log.best_accuracy, log.best_step = evaluation.accuracy, run.step
+                    log.best_ci95 = evaluation.ci95
                     run.best = _copy(learner.state_dict())
             episodes = run.step * settings.batch
             log.curve.append(CurveRow(run.step, episodes, log.seconds, shown, *accuracies))

@@ -41,6 +41,7 @@ from fewshot.harness.record import (
 )
 from fewshot.harness.statistics import summarise
 from fewshot.harness.train import draws_digest
+from fewshot.harness.trials import read_trial_draws, recorded_trials
 from fewshot.learners.base import Learner
 from fewshot.learners.registry import learner_class
 
@@ -138,8 +139,8 @@ def _measure_again(folder: Path, record: Record, root: Path | None, episodes: in
     if pool.digest != record.data_digest:
         raise RecordError("the images or the class split are not those recorded: the data digest differs")
     if record.train_dataset in (None, record.dataset) and record.checkpoint:  # None: it was calibrated only
-        drawn = (name for _, name, _ in read_draws(draws_beside(folder / record.checkpoint)))
-        if seen := pool.parents_among(drawn):
+        draws = read_draws(draws_beside(folder / record.checkpoint)) + read_trial_draws(folder, record)
+        if seen := pool.parents_among(name for _, name, _ in draws):
             raise RecordError(f"{len(seen)} of the test classes were drawn in training ({seen[0]}, ...)")
     sampler = EpisodeSampler(pool, protocol_of(record), episode_seed=record.episode_seed)
     if sampler.digest(record.episodes) != record.episodes_digest:
@@ -187,7 +188,8 @@ def _recorded_learner(folder: Path, record: Record) -> Learner:
     rows = read_draws(draws)
     if draws_digest(rows) != record.train_classes_digest:
         raise RecordError(f"{draws} is not the log of classes that was recorded: its digest differs")
-    if any(side == "test" for side, *_ in rows):
+    recorded_trials(folder, record)
+    if any(side == "test" for side, *_ in (*rows, *read_trial_draws(folder, record))):
         raise RecordError(f"{draws} says that test classes were drawn in training")
     return learner
 

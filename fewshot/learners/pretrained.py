@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fewshot.errors import LearnerError
+from fewshot.learners.feature_cache import cached_features, weights_digest
 from fewshot.learners.image_network import ImageNetwork
 
 Architecture = Literal["resnet18", "resnet50"]
@@ -63,6 +64,8 @@ class TorchvisionResNet(ImageNetwork):
         if weights is not None:
             path = published_weights(architecture) if weights == PUBLISHED else Path(weights).expanduser()
             _load(self.network, path, architecture)
+        self._digest: bytes | None = None
+        self.register_load_state_dict_post_hook(_forget_digest)  # type: ignore[no-untyped-call]
         self.to(memory_format=torch.channels_last)
         origin = {None: "", PUBLISHED: " ImageNet"}.get(weights, " pretrained")
         self.name = f"ResNet-{architecture.removeprefix('resnet')}{origin}"
@@ -70,9 +73,23 @@ class TorchvisionResNet(ImageNetwork):
             self.freeze()
 
     def maps(self, images: Tensor) -> Tensor:
+        """Frozen, on a CPU, each image is embedded once and then looked up (`feature_cache.py`)."""
+        if not self.frozen or images.is_cuda:
+            return self._features(images)
+        self._digest = self._digest or weights_digest(self.network)
+        with torch.no_grad():
+            return cached_features(self._features, images.detach(), self._digest)
+
+    def _features(self, images: Tensor) -> Tensor:
         images = images.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
         features: Tensor = self.network(images)
         return features
+
+
+def _forget_digest(network: nn.Module, _: object) -> None:
+    """Other weights were loaded."""
+    assert isinstance(network, TorchvisionResNet)
+    network._digest = None
 
 
 def published_weights(architecture: Architecture) -> Path:

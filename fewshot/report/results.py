@@ -249,8 +249,9 @@ def file_name(results: Sequence[Measured]) -> str:
     record = results[0].record
     turned = "-rotated" if record.rotated_test_classes else ""
     group = "-within_group" if record.within_group else ""
-    dataset = record.dataset.replace(":", ".")  # a file's name cannot have a colon everywhere
-    return f"{dataset}-{record.split}-{record.side}{turned}{group}"
+    name = f"{record.dataset}-{record.split}-{record.side}{turned}{group}"
+    # A file's name has no slash, and cannot have a colon everywhere: "fraction:0.6/0.2/0.2@0".
+    return name.replace(":", ".").replace("/", "_")
 
 
 def describe_stream(record: Record) -> str:

@@ -271,7 +271,7 @@ def _notes(rows: dict[str, Cells], results: list[Result]) -> list[str]:
     if classes:
         notes.append(f"95 % over test classes and episodes (bootstrap): {', '.join(classes)}.")
     seeds = {label: {result.train_seeds for result, _ in cells.values()} for label, cells in rows.items()}
-    notes += _training_note(results)
+    notes += [*_training_note(results), *_trials_note(results)]
     several = [f"{label} {max(counts)}" for label, counts in seeds.items() if max(counts) > 1]
     if several:
         notes.append(f"Means over training seeds (the ± do not cover them): {', '.join(several)}.")
@@ -288,6 +288,16 @@ def _training_note(results: list[Result]) -> list[str]:
             learners.setdefault(training(result.record), {})[result.record.learner] = None
     kinds = [f"{kind}: {', '.join(names)}" for kind, names in learners.items()]
     return [f"Trained on {'; on '.join(kinds)}."] if kinds else []
+
+
+def _trials_note(results: list[Result]) -> list[str]:
+    """How many settings of each learner were tried before it was trained."""
+    learners: dict[int, dict[str, None]] = {}
+    for result in results:
+        if trials := (result.record.config.get("train") or {}).get("trials"):
+            learners.setdefault(len(trials["candidates"]), {})[result.record.learner] = None
+    kinds = [f"of {count} trials: {', '.join(names)}" for count, names in learners.items()]
+    return [f"Settings are the best on validation classes {'; '.join(kinds)}."] if kinds else []
 
 
 def _episodes(results: list[Result]) -> str:

@@ -261,7 +261,7 @@ def test_the_weights_of_the_best_look_at_validation_are_kept(
         assert episodes == 6
         pools.append(source.pool.side)
         looks.append({name: value.clone() for name, value in learner.state_dict().items()})
-        return SimpleNamespace(accuracy=accuracies[len(looks) - 1], accuracy_by_instance={})
+        return SimpleNamespace(accuracy=accuracies[len(looks) - 1], accuracy_by_instance={}, ci95=None)
 
     monkeypatch.setattr(training, "evaluate", scripted)
     learner = fresh("prototypical")

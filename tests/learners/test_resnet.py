@@ -13,7 +13,7 @@ from fewshot.episodes.batch import KShotBatch, Support
 from fewshot.errors import LearnerError
 from fewshot.harness.checkpoint import load_learner, save_learner
 from fewshot.harness.plan import plain
-from fewshot.learners import backbones
+from fewshot.learners import backbones, feature_cache
 from fewshot.learners.backbones import Backbone
 from fewshot.learners.check import check_learner
 from fewshot.learners.nearest_feature import NearestFeature
@@ -21,6 +21,8 @@ from fewshot.learners.pretrained import TorchvisionResNet
 from fewshot.learners.prototypical import Prototypical
 from fewshot.learners.registry import build_learner, learner_class, learner_names, options_of, telling_options
 from fewshot.learners.resnet12 import BLOCK, ResidualStage, ResNet12, drop_block
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 SMALL = (4, 6, 8, 8)
 
@@ -157,9 +159,53 @@ def test_frozen_weights_are_those_of_the_file_and_stay(resnet18: Path) -> None:
     assert torch.equal(network.train()(images), features), "batch norms do not follow"
     assert not any(parameter.requires_grad for parameter in network.parameters())
     again = TorchvisionResNet((3, 32, 32), "resnet18", str(resnet18))
-    assert torch.equal(again.eval()(images), features)
+    torch.testing.assert_close(again.eval()(images), features)
     assert all(parameter.requires_grad for parameter in again.parameters())
     assert (network.name, again.name) == ("ResNet-18 pretrained frozen", "ResNet-18 pretrained")
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images each pass through a network has while the test runs."""
+    passes: list[int] = []
+    embed = TorchvisionResNet._features
+
+    def counted(network: TorchvisionResNet, images: Tensor) -> Tensor:
+        passes.append(len(images))
+        return embed(network, images)
+
+    monkeypatch.setattr(TorchvisionResNet, "_features", counted)
+    return passes
+
+
+def test_a_frozen_network_sees_each_image_once_ever(resnet18: Path, seen: list[int]) -> None:
+    images = torch.randn(5, 3, 32, 32)
+    images[4] = images[1]
+    first = TorchvisionResNet((3, 32, 32), "resnet18", str(resnet18), frozen=True).eval()
+    together = first(images)
+    assert seen == [1] * 4
+    again = TorchvisionResNet((3, 32, 32), "resnet18", str(resnet18), frozen=True).eval()
+    assert torch.equal(again(images.flip(0)), together.flip(0))
+    assert seen == [1] * 4
+    torch.testing.assert_close(first._features(images), together)
+
+
+def test_other_weights_or_pixels_are_other_features(resnet18: Path, seen: list[int]) -> None:
+    network = TorchvisionResNet((3, 32, 32), "resnet18", str(resnet18), frozen=True).eval()
+    image = torch.randn(1, 3, 32, 32)
+    features = network(image)
+    assert not torch.equal(network(image + 0.01), features)
+    network.load_state_dict({name: value * 1.01 for name, value in network.state_dict().items()})
+    assert not torch.equal(network(image), features)
+    assert seen == [1] * 3
+
+
+def test_a_full_cache_keeps_no_more(resnet18: Path, seen: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feature_cache, "LARGEST_FILE", 0)
+    network = TorchvisionResNet((3, 32, 32), "resnet18", str(resnet18), frozen=True).eval()
+    image = torch.randn(1, 3, 32, 32)
+    assert torch.equal(network(image), network(image))
+    assert seen == [1, 1]
 
 
 def test_features_of_a_frozen_network_stand_for_its_images(resnet18: Path) -> None:

@@ -6,11 +6,14 @@ images apart; a turned class is its parent's twin and belongs to its parent's si
 
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 
 from fewshot.data.split import ClassPool, Split, upright_name
+from fewshot.errors import RecordError
 from fewshot.harness.audit.finding import Finding
 from fewshot.harness.record import Record
 from fewshot.harness.train import draws_digest
+from fewshot.harness.trials import recorded_trials
 
 Draws = Sequence[tuple[str, str, int]]
 
@@ -65,6 +68,16 @@ def weights_were_chosen_on_validation(subject: str, record: Record, draws: Draws
     looks = sum(count for side, _, count in draws if side == "val")
     seen = f"{looks:,} draws of validation classes" if looks else "the log has no validation class"
     return Finding(guard, subject, looks > 0, seen, SELECT_ON_VALIDATION)
+
+
+def settings_are_the_best_tried(subject: str, folder: Path, record: Record) -> list[Finding]:
+    """What was tried on validation classes chose the settings, where something was."""
+    guard, remedy = "settings are the best tried on validation classes", "run it again with --fresh"
+    try:
+        held = recorded_trials(folder, record)
+    except RecordError as error:
+        return [Finding(guard, subject, False, str(error), remedy)]
+    return [Finding(guard, subject, True, str(held), remedy)] if held else []
 
 
 def log_is_whole(subject: str, record: Record, draws: Draws) -> Finding:

@@ -21,6 +21,7 @@ from fewshot.harness.audit.answers import first_presentations_are_guesses
 from fewshot.harness.audit.draws import (
     Draws,
     log_is_whole,
+    settings_are_the_best_tried,
     sides_are_apart,
     test_classes_were_unseen,
     weights_were_chosen_on_validation,
@@ -35,6 +36,7 @@ from fewshot.harness.plan import adopted, check_learner_settings, load_split, un
 from fewshot.harness.processes import prepare_process, run_side_by_side
 from fewshot.harness.record import Record, draws_beside, read_answers, read_draws, read_records
 from fewshot.harness.train import count_draws, training_pools, training_protocol, validation_protocol
+from fewshot.harness.trials import read_trial_draws
 from fewshot.harness.verify import protocol_of, recorded_split
 
 DRAWN_EPISODES = 1000
@@ -122,6 +124,7 @@ def _audit_weights(folder: Path, record: Record, root: Path | None) -> list[Find
     learned = audit_learner(subject, learner, pool, learner.way if learner.fixed_way else record.way)
     try:
         draws = read_draws(draws_beside(path))
+        drawn = draws + read_trial_draws(folder, record)
     except RecordError as error:
         return [
             Finding("the log has all that was drawn", subject, False, str(error), "then audit again"),
@@ -133,9 +136,10 @@ def _audit_weights(folder: Path, record: Record, root: Path | None) -> list[Find
         trained_on = recorded_split(record.dataset, record.train_split, record.image_size, root)
     return [
         log_is_whole(subject, record, draws),
-        sides_are_apart(subject, draws, trained_on if here else None),
-        test_classes_were_unseen(subject, draws, pool if here else None),
+        sides_are_apart(subject, drawn, trained_on if here else None),
+        test_classes_were_unseen(subject, drawn, pool if here else None),
         weights_were_chosen_on_validation(subject, record, draws),
+        *settings_are_the_best_tried(subject, folder, record),
         *learned,
     ]
 
