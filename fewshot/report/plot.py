@@ -54,7 +54,7 @@ def plot_suite(folder: Path) -> list[Path]:
         figures[name] = stream_figure(group)
     figures |= memory_figures(stream)
     figures |= curve_figures(read_curves(folder / "curves"), results)
-    return [save(figure, folder / "plots" / f"{name}.png", colors=128) for name, figure in figures.items()]
+    return [save(figure, folder / "plots" / f"{name}.png", colors=64) for name, figure in figures.items()]
 
 
 def stream_figure(results: Sequence[Result]) -> Figure:
