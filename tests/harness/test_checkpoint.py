@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fewshot.errors import LearnerError
 from fewshot.harness.checkpoint import (
+    PACKED,
     STEP,
     _digest,
     _metadata_digest,
@@ -79,41 +80,91 @@ def test_a_learner_comes_back_as_it_was_stored(tmp_path: Path, name: str) -> Non
         expected = before[key]
         assert value.dtype == expected.dtype
         assert torch.equal(value, _rounded(expected)), key
-    again = tmp_path / "again.safetensors"
-    save_learner(learner, again, name, SMALL[name.partition(":")[0]])
-    assert checkpoint_facts(again) == checkpoint_facts(
-        path
-    )  # with the weights' digest: they are rounded once
+    facts = checkpoint_facts(path)
+    save_learner(learner, path, name, SMALL[name.partition(":")[0]])
+    assert checkpoint_facts(path) == facts, "with the weights' digest: they are rounded once"
+
+
+def test_what_changed_is_stored_anew_and_all_else_as_it_was(tmp_path: Path) -> None:
+    path = stored(tmp_path, "mann")
+    learner = load_learner(path)
+    key, changed = next((k, v) for k, v in learner.state_dict().items() if v.dim() == 2)
+    with torch.no_grad():
+        changed.add_(1.0)
+    expected = {name: value.clone() for name, value in learner.state_dict().items()}
+    expected[key] = _rounded(expected[key])
+    save_learner(learner, path, "mann", SMALL["mann"])
+    for name, value in load_learner(path).state_dict().items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_another_learner_s_checkpoint_is_written_over(tmp_path: Path) -> None:
+    path = stored(tmp_path, "mann")
+    save_learner(fresh("prototypical"), path, "prototypical", SMALL["prototypical"])
+    assert _same(load_learner(path), fresh("prototypical"))
 
 
 def test_options_that_are_no_weights_come_back(tmp_path: Path) -> None:
     assert load_learner(stored(tmp_path, "mann")).cell.memory.usage_decay == 0.95
 
 
-def test_matrices_are_stored_as_bytes_with_a_step_a_row_and_vectors_as_float32(tmp_path: Path) -> None:
-    header = _header(stored(tmp_path, "mann"))
-    steps = {name: entry for name, entry in header.items() if name.endswith(STEP)}
-    plain = {name: entry for name, entry in header.items() if name not in steps}
-    dimensions = {name: len(entry["shape"]) for name, entry in plain.items()}
-    assert set(dimensions.values()) >= {0, 1, 2, 4}
-    for name, entry in plain.items():
-        if entry["dtype"] != "I64":  # batch norm's counter
-            assert entry["dtype"] == ("I8" if dimensions[name] >= 2 else "F32"), name
-    for name, entry in steps.items():
-        assert entry["dtype"] == "BF16"
-        assert entry["shape"] == plain[name.removesuffix(STEP)]["shape"][:1]
+def test_matrices_are_packed_with_a_step_a_row_and_vectors_are_float32(tmp_path: Path) -> None:
+    header, weights = _header(stored(tmp_path, "mann")), fresh("mann").state_dict()
+    packed = {name.removesuffix(PACKED): entry for name, entry in header.items() if name.endswith(PACKED)}
+    steps = {name.removesuffix(STEP): entry for name, entry in header.items() if name.endswith(STEP)}
+    assert {len(value.shape) for value in weights.values()} >= {0, 1, 2, 4}
+    for name, value in weights.items():
+        if value.dim() < 2:
+            assert header[name]["dtype"] == ("F32" if value.is_floating_point() else "I64"), name
+        else:
+            assert packed[name]["dtype"] == "U8"
+            assert (steps[name]["dtype"], steps[name]["shape"]) == ("BF16", [len(value)])
+    assert packed.keys() == steps.keys()
+
+
+def test_a_checkpoint_has_two_thirds_of_a_byte_a_weight(tmp_path: Path) -> None:
+    learner = build_learner("mann", (1, 28, 28), 5)
+    save_learner(learner, tmp_path / "mann.safetensors", "mann", {})
+    weights = sum(value.numel() for value in learner.state_dict().values())
+    assert (tmp_path / "mann.safetensors").stat().st_size < 0.67 * weights
 
 
 @given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=8))
 @settings(max_examples=50, deadline=None)
-def test_a_row_is_rounded_to_its_127th_part_and_only_once(row: list[float]) -> None:
+def test_a_row_is_rounded_to_whole_steps(row: list[float]) -> None:
     matrix = torch.tensor([row, [0.0] * len(row)])
-    once = _restored(_stored("weight", matrix))["weight"]
-    largest = matrix.abs().max()
+    once = _restored(_stored("weight", matrix), {"weight": matrix})["weight"]
+    step = max(0.15 * matrix[0].square().mean().sqrt(), matrix.abs().max() / 127)
     # Half a step, which a bfloat16 gives to 1 part in 256; and as much at the largest weight, cut at 127.
-    assert (once - matrix).abs().max() <= largest / 127 * (0.5 + 1 / 256) * 1.01 + 1e-30
-    assert torch.equal(_restored(_stored("weight", once))["weight"], once)
+    assert (once - matrix).abs().max() <= step * (0.5 + 127 / 256) * 1.01 + 1e-30
     assert once[1].eq(0).all()
+
+
+def test_whole_numbers_of_an_earlier_version_are_read(tmp_path: Path) -> None:
+    weights = fresh().state_dict()
+    tensors, expected = {}, {}
+    for key, value in weights.items():
+        tensors[key] = expected[key] = value
+        if value.dim() >= 2:
+            steps = (value.flatten(1).abs().amax(dim=1) / 127).bfloat16()
+            shaped = steps.float().view(-1, *[1] * (value.dim() - 1))
+            whole = (value / shaped).round().clamp(-127, 127).to(torch.int8)
+            tensors |= {key: whole, key + STEP: steps}
+            expected[key] = whole.float() * shaped
+    path = stored(tmp_path)
+    _write_as(path, tensors)
+    for key, value in load_learner(path).state_dict().items():
+        assert torch.equal(value, expected[key]), key
+
+
+def test_packed_numbers_of_another_shape_are_refused_in_one_line(tmp_path: Path) -> None:
+    path = stored(tmp_path)
+    with safe_open(path, framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    name = next(key for key in tensors if key.endswith(PACKED))
+    tensors[name] = tensors[name][:-5].clone()
+    _write_as(path, tensors)
+    assert "does not fit" in refusal(path)
 
 
 def test_weights_of_an_earlier_version_are_read(tmp_path: Path) -> None:
@@ -122,10 +173,7 @@ def test_weights_of_an_earlier_version_are_read(tmp_path: Path) -> None:
         for key, value in fresh().state_dict().items()
     }
     path = stored(tmp_path)
-    with safe_open(path, framework="pt") as file:
-        metadata = {key: value for key, value in file.metadata().items() if key != "metadata_sha256"}
-    metadata |= {"tensors_sha256": _digest(tensors)}
-    save_file(tensors, path, metadata | {"metadata_sha256": _metadata_digest(metadata)})
+    _write_as(path, tensors)
     for key, value in load_learner(path).state_dict().items():
         assert torch.equal(value, tensors[key].float() if value.is_floating_point() else value), key
 
@@ -222,13 +270,21 @@ def _header(path: Path) -> dict[str, Any]:
     return header
 
 
+def _write_as(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Give a checkpoint other tensors, with digests that fit."""
+    with safe_open(path, framework="pt") as file:
+        metadata = {key: value for key, value in file.metadata().items() if key != "metadata_sha256"}
+    metadata |= {"tensors_sha256": _digest(tensors)}
+    save_file(tensors, path, metadata | {"metadata_sha256": _metadata_digest(metadata)})
+
+
 def _rounded(value: Tensor) -> Tensor:
     """A slow twin of what storing does to a tensor."""
     if not value.is_floating_point() or value.dim() < 2:
         return value
     rounded = torch.zeros_like(value)
     for here, row in zip(rounded, value, strict=True):
-        step = (row.abs().max() / 127).bfloat16().float()
+        step = torch.maximum(0.15 * row.square().mean().sqrt(), row.abs().max() / 127).bfloat16().float()
         if step > 0:
             here.copy_((row / step).round().clamp(-127, 127) * step)
     return rounded
