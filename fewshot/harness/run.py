@@ -23,6 +23,8 @@ from fewshot.harness.processes import prepare_process, run_side_by_side
 from fewshot.harness.record import (
     RECORDS_FILE,
     Record,
+    add_answers,
+    answers_file,
     append_record,
     check_writable,
     read_records,
@@ -74,12 +76,12 @@ def run_suite(
     made: list[Record] = []
 
     def keep(update: Update) -> None:
-        if update.record:
-            remove_records(
-                folder, [old for old in _of_same_job(folder, update.record) if old.key not in planned]
-            )
-            append_record(folder, update.record)
-            made.append(update.record)
+        record = update.record
+        if record:
+            remove_records(folder, [old for old in _of_same_job(folder, record) if old.key not in planned])
+            add_answers(folder, answers_file(record.episodes_digest), record.key, update.answers)
+            append_record(folder, record)
+            made.append(record)
         on_update(update)
 
     workers = jobs or max(1, (os.cpu_count() or 1) // threads)
