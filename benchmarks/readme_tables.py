@@ -2,9 +2,9 @@
 
 A block of the README that begins with `$ fewshot table results/X` shows some of that folder's tables, each as
 the command prints it; the comment behind the command says how many of how many. So does one that begins with
-`$ fewshot compare results/X`, with the notes beneath; and `$ make demo`, which shows the tables of its recorded
-run before what else it prints. Which tables a block shows is told by their titles in it; what they say comes
-from the records.
+`$ fewshot compare results/X`, with the notes beneath; and `$ make demo`, which shows the tables of its
+recorded run before what else it prints. Which tables a block shows is told by their titles in it; what they
+say comes from the records.
 """
 
 import io

@@ -162,7 +162,7 @@ def test_processes_side_by_side_give_the_same_figures_and_none_costs_another_its
 
 
 def test_a_job_hands_up_what_it_measured_and_writes_none_of_it(suite: Suite, tmp_path: Path) -> None:
-    """Records and answers of several jobs share files: one process writes them, whether it can lock or not."""
+    """Records and answers of several jobs share files: one process writes them, locked or not."""
     settings = next(settings for settings in suite.learner if settings.id == "nearest_neighbour")
     seen: list[Update] = []
     run_job(Job(suite, settings, 0, tmp_path / "results", None, "cpu", 1), seen.append)

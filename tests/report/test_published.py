@@ -195,7 +195,12 @@ def test_people_are_known_for_their_task_only() -> None:
         5: 81.4,
         10: 92.4,
     }
-    for other in ({"dataset": "glyphs"}, {"chain": 10}, {"split": "folders"}, {"split": "fraction:0.6/0.2/0.2@0"}):
+    for other in (
+        {"dataset": "glyphs"},
+        {"chain": 10},
+        {"split": "folders"},
+        {"split": "fraction:0.6/0.2/0.2@0"},
+    ):
         assert human_stream(record("mann", "stream", **other)) == {}
 
 
