@@ -113,12 +113,12 @@ def hold_trials_of(job: Job, report: Report) -> None:
 
 def settled(job: Job, split: Split, report: Report) -> Job:
     """The job with the settings that its trials chose; they are held where that is not known yet."""
-    tries = job.tries
-    if tries is None:
+    asked = job.trial_settings
+    if asked is None:
         return job
 
     def on_progress(place: int, progress: Progress) -> None:
-        stage = f"trial {place + 1}/{len(tries.candidates)}"
+        stage = f"trial {place + 1}/{len(asked.candidates)}"
         report(_training_update(job.learner.id, stage, progress))
 
     held = hold_trials(job, split, on_progress)
@@ -245,11 +245,11 @@ def _training_fields(job: Job, split: Split, log: TrainLog) -> dict[str, Any]:
         f"accuracy of {settings.validate_episodes} episodes over validation classes: "
         f"{validation_protocol(settings)}",
     }
-    if job.tries:
-        fields["selection"] = f"{read_trials(job.trials)}; {fields['selection']}"
+    if job.trial_settings:
+        fields["selection"] = f"{read_trials(job.trials_path)}; {fields['selection']}"
         fields |= {
-            "trials": os.path.relpath(job.trials, job.folder),
-            "trials_sha256": file_sha256(job.trials),
+            "trials": os.path.relpath(job.trials_path, job.folder),
+            "trials_sha256": file_sha256(job.trials_path),
         }
     return fields
 

@@ -306,9 +306,9 @@ def read_records(folder: Path) -> list[Record]:
     return list(records.values())
 
 
-def draws_beside(checkpoint: Path) -> Path:
-    """The log of the classes that the training of a checkpoint of a results folder drew."""
-    return checkpoint.parents[1] / "draws" / f"{checkpoint.stem}.tsv.xz"
+def draws_beside(made: Path) -> Path:
+    """The log of the classes that were drawn to make a file of a results folder: a checkpoint, or trials."""
+    return made.parents[1] / "draws" / f"{made.stem}.tsv.xz"
 
 
 def write_draws(path: Path, draws: Sequence[tuple[str, str, int]]) -> None:
