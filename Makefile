@@ -10,7 +10,7 @@ DEV_STAMP := .venv/installed-dev
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 10
 
-demo: $(USER_STAMP)  ## train and compare on the embedded glyphs, both protocols: no download, 4 minutes on two cores
+demo: $(USER_STAMP)  ## train and compare on the embedded glyphs, both protocols: no download, two minutes on two cores
 	$(BIN)/fewshot run benchmarks/quickstart.toml --out results/demo --fresh
 
 test: $(DEV_STAMP)  ## run all tests (those on real images need FEWSHOT_DATA)
@@ -28,6 +28,7 @@ results: $(USER_STAMP)  ## make what is missing of the recorded results (hours),
 	for suite in quickstart omniglot_first omniglot_inductive glyphs_to_omniglot stream_omniglot mann_ablation \
 			mann_cost santoro_table1 santoro_table2 santoro_persistent santoro_curriculum santoro_lake; do \
 		$(BIN)/fewshot run benchmarks/$$suite.toml && $(BIN)/fewshot verify results/$$suite || exit; done
+	$(BIN)/fewshot ledger
 
 bench: $(DEV_STAMP)  ## measure speed beside other packages and the limits of the machine: 10 minutes on two cores
 	$(BIN)/fewshot bench

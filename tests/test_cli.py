@@ -334,8 +334,9 @@ def test_a_folder_of_photographs_becomes_a_table(
     note = f"{photographs}: a small network is trained from scratch; with --weights FILE, or published where "
     assert outcome.err.startswith(note)
     assert "K-shot · photographs 32×32, split fraction:0.34/0.33/0.33@0 (test)" in outcome.out
-    assert "Stream · 5-way, 50 images, random counts · photographs" in outcome.out
-    assert "6 new records in results/photographs" in outcome.out
+    stream = outcome.out.split("Stream · 5-way, 25 images, random counts · photographs")[1]
+    assert "\ncount_guesser " in stream, "a row of every stream table"
+    assert "9 new records in results/photographs" in outcome.out
     assert "results/photographs/plots/kshot-photographs-fraction.0.34_0.33_0.33@0-test.png\n" in outcome.out
     accuracy = {r.learner: r.accuracy for r in read_records(Path("results/photographs")) if r.shot == 5}
     assert accuracy["nearest_neighbour"] > 0.5, "the colours tell the classes apart"
@@ -758,6 +759,20 @@ def test_a_folder_that_makes_no_table_is_refused(fewshot: Command, some_photogra
         "lies in no class folder: move it into the folder of its class"
     )
     assert not Path("results").exists()
+
+
+def test_a_folder_with_too_few_classes_on_one_side_is_refused(
+    fewshot: Command, some_photographs: Path
+) -> None:
+    folder = some_photographs
+    for number, place in enumerate(sorted(folder.iterdir())):
+        side = "test" if number < 3 else "val" if number < 9 else "train"
+        (folder / side).mkdir(exist_ok=True)
+        place.rename(folder / side / place.name)
+    assert refused(fewshot("run", folder)) == (
+        f"5-way needs 5 classes to train on, to validate on and to test on; {folder / 'test'} has 3: move 2 "
+        "there from another side, or write a suite with a lower way"
+    )
 
 
 def test_weights_are_for_a_folder_alone(fewshot: Command, tiny_suite: Path) -> None:

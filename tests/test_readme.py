@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import pytest
 import typer
 
-from benchmarks.readme_tables import printed_tables, with_current_tables
+from benchmarks.readme_tables import DEMO, printed_tables, with_current_tables
 from fewshot.cli import app
+from fewshot.errors import RecordError
 from fewshot.harness.config import parse_suite
 from fewshot.learners.registry import learner_class, options_of
 
@@ -153,8 +154,18 @@ def test_a_table_that_differs_would_be_noticed() -> None:
     folder = "results/santoro_lake"
     block = f"$ fewshot table {folder}\n{next(iter(printed_tables(folder).values()))}\n```"
     assert with_current_tables(block.replace("mann ", "man  ")) == with_current_tables(block)
-    with pytest.raises(KeyError, match="Stream"):
+    with pytest.raises(RecordError, match=r"^README\.md shows a table that [^\n]*Stream[^\n]*$"):
         with_current_tables(block.replace("omniglot", "glyphs"))
+
+
+def test_a_demo_or_a_comparison_that_differs_would_be_noticed() -> None:
+    """Of the demo its tables; where they lie, and how many records are new, is its own."""
+    demo = "\n\n".join([*printed_tables(DEMO).values(), "results/demo/plots/curves.png\n18 new records"])
+    block = f"$ make demo\n{demo}\n```"
+    assert with_current_tables(block.replace("mann ", "man  ")) == block
+    (shown,) = (block.text for block in blocks() if block.text.startswith("$ fewshot compare results/"))
+    block = f"{shown}```"
+    assert with_current_tables(block.replace("\nall ", "\nsum ").replace("\nA: ", "\nA: not ")) == block
 
 
 LINKS = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", README)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import typing
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -14,10 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 
 import fewshot
+from fewshot.data.split import Split
+from fewshot.errors import DataError
 from fewshot.harness.checkpoint import file_sha256
-from fewshot.harness.config import read_suite
+from fewshot.harness.config import DataSettings, read_suite
+from fewshot.harness.plan import Job, job_seeds, load_split, planned_tests, training_key
 from fewshot.harness.record import answers_digest, draws_beside, read_answers, read_draws, read_records
 from fewshot.harness.train import draws_digest
+from fewshot.harness.trials import recorded_trials
 from fewshot.learners.registry import learner_class, options_of
 from fewshot.report.table import render
 
@@ -278,6 +283,7 @@ def test_what_records_name_is_there_as_it_was_recorded(folder: Path) -> None:
         assert file_sha256(checkpoint) == record.checkpoint_sha256, record.learner
         drawn = read_draws(draws_beside(checkpoint))
         assert draws_digest(drawn) == record.train_classes_digest, record.learner
+        recorded_trials(folder, record)  # raises where they, their digest or their log of draws do not agree
     named = {(record.answers, record.key) for record in read_records(folder)}
     kept = {
         (f"answers/{path.name}", key)
@@ -285,3 +291,27 @@ def test_what_records_name_is_there_as_it_was_recorded(folder: Path) -> None:
         for key in pq.read_table(path, columns=["record"])["record"].unique().to_pylist()
     }
     assert kept == named
+
+
+@cache
+def _split(data: DataSettings) -> Split:
+    """Read once for all suites; skips where the images are not at hand."""
+    try:
+        return load_split(data, None)
+    except DataError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("folder", RECORDED, ids=lambda folder: folder.name)
+def test_records_are_what_the_suite_asks_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it, and nothing else: by their keys, which say the same as the committed settings."""
+    monkeypatch.chdir(ROOT)  # rows that answer with another's weights name them from there
+    suite = read_suite(ROOT / "benchmarks" / f"{folder.name}.toml")
+    training, tested = _split(suite.training_data), _split(suite.data)
+    jobs = [
+        Job(suite, settings, seed, folder, None, "cpu", 1)
+        for settings in suite.learner
+        for seed in job_seeds(settings)
+    ]
+    asked = {test.key for job in jobs for test in planned_tests(job, tested, training_key(job, training))}
+    assert asked == {record.key for record in read_records(folder)}

@@ -1,5 +1,7 @@
 """One job: train a learner if its weights are not there, then measure it and report a record per test.
 
+Jobs run side by side, and records and answers share files: whoever takes the reports writes those.
+
 Where its settings are to be tried first, the trials come before the training.
 """
 
@@ -11,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pyarrow as pa
 import torch
 
 from fewshot.data.split import Split
@@ -28,7 +31,14 @@ from fewshot.harness.plan import (
     training_key,
 )
 from fewshot.harness.processes import prepare_process
-from fewshot.harness.record import Record, add_answers, answers_file, provenance, replace_file, write_draws
+from fewshot.harness.record import (
+    Record,
+    answers_digest,
+    answers_file,
+    provenance,
+    replace_file,
+    write_draws,
+)
 from fewshot.harness.train import (
     TRAINING_VERSION,
     CurveRow,
@@ -50,7 +60,10 @@ CURVE_ROWS = 100
 
 @dataclass(frozen=True)
 class Update:
-    """News of a job for whoever shows the progress; record is set when one was made."""
+    """News of a job for whoever shows the progress; record and answers are set when one was made.
+
+    answers: those of the record (`fewshot.harness.record.ANSWERS_SCHEMA`).
+    """
 
     job: str
     stage: str
@@ -58,6 +71,7 @@ class Update:
     total: int
     note: str = ""
     record: Record | None = None
+    answers: pa.Table | None = None
 
 
 Report = Callable[[Update], None]
@@ -87,7 +101,8 @@ def run_job(job: Job, report: Report) -> None:
         report(Update(job.name, "testing", number, len(missing), test.label))
         evaluation = evaluate(learner, test.sampler(job.device), test.episodes)
         record = Record(**facts, **_record_fields(job, test, learner, evaluation))
-        report(Update(job.name, "testing", number + 1, len(missing), test.label, record))
+        done = Update(job.name, "testing", number + 1, len(missing), test.label, record, evaluation.answers)
+        report(done)
 
 
 def hold_trials_of(job: Job, report: Report) -> None:
@@ -98,12 +113,12 @@ def hold_trials_of(job: Job, report: Report) -> None:
 
 def settled(job: Job, split: Split, report: Report) -> Job:
     """The job with the settings that its trials chose; they are held where that is not known yet."""
-    tries = job.tries
-    if tries is None:
+    asked = job.trial_settings
+    if asked is None:
         return job
 
     def on_progress(place: int, progress: Progress) -> None:
-        stage = f"trial {place + 1}/{len(tries.candidates)}"
+        stage = f"trial {place + 1}/{len(asked.candidates)}"
         report(_training_update(job.learner.id, stage, progress))
 
     held = hold_trials(job, split, on_progress)
@@ -149,7 +164,6 @@ def make_checkpoint(job: Job, split: Split, train_key: str, report: Report) -> T
 def _record_fields(job: Job, test: PlannedTest, learner: Learner, evaluation: Evaluation) -> dict[str, Any]:
     kind = type(learner)
     trained = json.loads(checkpoint_facts(job.checkpoint)["options"])
-    answers = answers_file(evaluation.episodes_digest)
     settings = test.settings
     fields: dict[str, Any] = {
         "key": test.key,
@@ -188,8 +202,8 @@ def _record_fields(job: Job, test: PlannedTest, learner: Learner, evaluation: Ev
         "ci95_classes": evaluation.ci95_classes,
         "ci95_by_instance": evaluation.ci95_by_instance,
         "ci95_classes_by_instance": evaluation.ci95_classes_by_instance,
-        "answers": answers,
-        "answers_sha256": add_answers(job.folder, answers, test.key, evaluation.answers),
+        "answers": answers_file(evaluation.episodes_digest),
+        "answers_sha256": answers_digest(evaluation.answers),
         "method_versions": {
             "learner": kind.version,
             "sampler": SAMPLER_VERSION,
@@ -231,11 +245,11 @@ def _training_fields(job: Job, split: Split, log: TrainLog) -> dict[str, Any]:
         f"accuracy of {settings.validate_episodes} episodes over validation classes: "
         f"{validation_protocol(settings)}",
     }
-    if job.tries:
-        fields["selection"] = f"{read_trials(job.trials)}; {fields['selection']}"
+    if job.trial_settings:
+        fields["selection"] = f"{read_trials(job.trials_path)}; {fields['selection']}"
         fields |= {
-            "trials": os.path.relpath(job.trials, job.folder),
-            "trials_sha256": file_sha256(job.trials),
+            "trials": os.path.relpath(job.trials_path, job.folder),
+            "trials_sha256": file_sha256(job.trials_path),
         }
     return fields
 

@@ -1,9 +1,9 @@
 """The suite for a folder of one's own images: from class folders to a table with one command.
 
-It asks WAY classes of SHOT images to learn from and QUERY to name, and streams of as many images. Weights
-of a ResNet-18 that has seen many photographs are worth more than anything that a few classes teach: frozen,
-it stands before the nearest stored features. Without weights, a small prototypical network is trained from
-scratch. Beside either stands the nearest neighbour by pixels.
+It asks WAY classes of SHOT images to learn from and QUERY to name, and streams of STREAM images. Weights of
+a ResNet-18 that has seen many photographs are worth more than anything that a few classes teach: frozen, it
+stands before the nearest stored features. Without weights, a small prototypical network is trained from
+scratch. Beside either stand the nearest neighbour by pixels and the count guesser, which sees no image.
 """
 
 from pathlib import Path
@@ -12,11 +12,14 @@ from typing import Any
 from fewshot.data.image_folder import load_image_folder
 from fewshot.data.image_set import ImageSet
 from fewshot.data.split import SIDES
-from fewshot.data.splits import split_names
+from fewshot.data.splits import split_classes, split_names
 from fewshot.errors import EpisodeError
 from fewshot.harness.config import Suite, parse_suite
 
 WAY, SHOT, QUERY = 5, 5, 5
+STREAM = WAY * QUERY
+"""Images of a stream. Classes may have just SHOT + QUERY images each: a stream that showed all of them would
+have exact counts, which can be guessed from, however its classes were drawn."""
 IMAGE_SIZE, PHOTOGRAPH_SIZE = 32, 84
 """Pixels of a side: for a network trained from scratch, and for one that has seen photographs."""
 STEPS, EPISODES = 200, 1000
@@ -27,13 +30,13 @@ THIRDS = "fraction:0.34/0.33/0.33@0"
 def suite_of_folder(folder: Path, weights: str | None = None) -> Suite:
     """The suite; weights: a file of a ResNet-18, or "published".
 
-    Raises DataError for a folder without class folders or with a damaged image, EpisodeError for too few
-    classes, or images of one.
+    Raises DataError for a folder without class folders or with a damaged image, SplitError where a side of
+    the split has no class, and EpisodeError for too few classes, or images of one.
     """
     size = PHOTOGRAPH_SIZE if weights else IMAGE_SIZE
     image_set = load_image_folder(folder, size)
-    _check_supply(image_set, folder)
     split = "folders" if "folders" in split_names(image_set) else THIRDS
+    _check_supply(image_set, split, folder)
     asked = {"way": WAY, "episodes": EPISODES}
     content = {
         "title": f"Own images: {folder.resolve().name}",
@@ -47,9 +50,9 @@ def suite_of_folder(folder: Path, weights: str | None = None) -> Suite:
         "test": [
             {"protocol": "kshot", "shot": 1, "query": QUERY} | asked,
             {"protocol": "kshot", "shot": SHOT, "query": QUERY} | asked,
-            {"protocol": "stream", "length": WAY * (SHOT + QUERY), "counts": "random"} | asked,
+            {"protocol": "stream", "length": STREAM, "counts": "random"} | asked,
         ],
-        "learner": [*_learners(weights), {"id": "nearest_neighbour"}],
+        "learner": [*_learners(weights), {"id": "nearest_neighbour"}, {"id": "count_guesser"}],
     }
     return parse_suite(content, folder.resolve().name, str(folder))
 
@@ -61,14 +64,22 @@ def _learners(weights: str | None) -> list[dict[str, Any]]:
     return [{"id": "nearest_feature", "options": {"backbone": frozen}}]
 
 
-def _check_supply(image_set: ImageSet, folder: Path) -> None:
-    """Raise unless there are classes for three sides, and images for an episode of each."""
+def _check_supply(image_set: ImageSet, split: str, folder: Path) -> None:
+    """Raise unless there are classes for each of three sides, and images for an episode of each."""
     classes, needed = len(image_set.class_names), len(SIDES) * WAY
     if classes < needed:
         raise EpisodeError(
             f"{WAY}-way needs {needed} classes, {WAY} each to train on, to validate on and to test on; "
             f"{folder} has {classes}: add {needed - classes}, or write a suite with a lower way"
         )
+    divided = split_classes(image_set, split)
+    for side in SIDES:
+        there = len(divided.side(side))
+        if there < WAY:
+            raise EpisodeError(
+                f"{WAY}-way needs {WAY} classes to train on, to validate on and to test on; {folder / side} "
+                f"has {there}: move {WAY - there} there from another side, or write a suite with a lower way"
+            )
     fewest = int(image_set.images_per_class.argmin())
     images = int(image_set.images_per_class[fewest])
     if images < SHOT + QUERY:

@@ -75,13 +75,13 @@ class Job:
         return draws_beside(self.checkpoint)
 
     @property
-    def tries(self) -> TrialSettings | None:
+    def trial_settings(self) -> TrialSettings | None:
         """What is tried before this job trains, if it does."""
         trains = learner_class(self.learner.id).trainable and not self.weights
         return self.learner.train.trials if trains else None
 
     @property
-    def trials(self) -> Path:
+    def trials_path(self) -> Path:
         """What came of the trials, which all training seeds share."""
         return self.folder / "trials" / f"{self.learner.id.replace(':', '.')}.json"
 
@@ -124,6 +124,11 @@ def plain(options: dict[str, Any]) -> dict[str, Any]:
 def adopted(settings: LearnerSettings, train_seed: int) -> Path | None:
     """The recorded checkpoint that a row answers with, if it names one."""
     return Path(settings.weights.replace("{seed}", str(train_seed))) if settings.weights else None
+
+
+def job_seeds(settings: LearnerSettings) -> tuple[int, ...]:
+    """The train seeds of a row's jobs: one job where there is nothing to train."""
+    return settings.train_seeds if learner_class(settings.id).trainable else (0,)
 
 
 def training_key(job: Job, split: Split) -> str:

@@ -306,9 +306,9 @@ def read_records(folder: Path) -> list[Record]:
     return list(records.values())
 
 
-def draws_beside(checkpoint: Path) -> Path:
-    """The log of the classes that the training of a checkpoint of a results folder drew."""
-    return checkpoint.parents[1] / "draws" / f"{checkpoint.stem}.tsv.xz"
+def draws_beside(made: Path) -> Path:
+    """The log of the classes that were drawn to make a file of a results folder: a checkpoint, or trials."""
+    return made.parents[1] / "draws" / f"{made.stem}.tsv.xz"
 
 
 def write_draws(path: Path, draws: Sequence[tuple[str, str, int]]) -> None:
@@ -333,10 +333,10 @@ def answers_file(episodes_digest: str) -> str:
     return f"answers/{episodes_digest[:16]}.parquet"
 
 
-def add_answers(folder: Path, file: str, key: str, table: pa.Table) -> str:
+def add_answers(folder: Path, file: str, key: str, table: pa.Table) -> None:
     """Put the answers of one evaluation (ANSWERS_SCHEMA) beside those of other records on the same episodes.
 
-    file: `answers_file`; key: of the record, whose earlier answers they replace. Returns their digest.
+    file: `answers_file`; key: of the record, whose earlier answers they replace.
     """
     path = folder / file
     table = table.cast(ANSWERS_SCHEMA)
@@ -346,7 +346,6 @@ def add_answers(folder: Path, file: str, key: str, table: pa.Table) -> str:
         others = [_without(_read_answers_file(path), {key})] if path.exists() else []
         own = table.add_column(0, _FILE_SCHEMA.field("record"), pa.array([key] * len(table)))
         _write_answers(path, pa.concat_tables([*others, own.cast(_FILE_SCHEMA)]))
-    return answers_digest(table)
 
 
 def read_answers(folder: Path, record: Record) -> pa.Table:
@@ -525,8 +524,8 @@ def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
 def _locked(folder: Path) -> Iterator[None]:
     """One writer at a time. The folder itself is locked, so that a killed process leaves no lock behind.
 
-    Where a system cannot lock a folder (Windows, some network file systems) there is no lock: one process
-    appends then.
+    Where a system cannot lock a folder (Windows, some network file systems) there is no lock. A run needs
+    none: however many processes measure, the one that started them writes.
     """
     if sys.platform == "win32":
         yield

@@ -15,6 +15,7 @@ from fewshot.harness.plan import (
     check_learner_settings,
     check_suite,
     chosen_learners,
+    job_seeds,
     load_split,
     planned_tests,
     training_key,
@@ -23,6 +24,8 @@ from fewshot.harness.processes import prepare_process, run_side_by_side
 from fewshot.harness.record import (
     RECORDS_FILE,
     Record,
+    add_answers,
+    answers_file,
     append_record,
     check_writable,
     read_records,
@@ -61,25 +64,25 @@ def run_suite(
     plan = [
         Job(suite, settings, seed, folder, root, device, threads, known)
         for settings in chosen
-        for seed in (settings.train_seeds if learner_class(settings.id).trainable else (0,))
+        for seed in job_seeds(settings)
     ]
     keys = {job.name: training_key(job, training_split) for job in plan}
     tests = {job.name: {test.key for test in planned_tests(job, test_split, keys[job.name])} for job in plan}
     planned = set[str]().union(*tests.values())
     # One for each learner: its training seeds share the trials.
-    trying = {job.learner.id: job for job in plan if job.tries and not tests[job.name] <= known}
+    trying = {job.learner.id: job for job in plan if job.trial_settings and not tests[job.name] <= known}
     if fresh:
         for job in plan:
             _forget(job, keys[job.name], training_split)
     made: list[Record] = []
 
     def keep(update: Update) -> None:
-        if update.record:
-            remove_records(
-                folder, [old for old in _of_same_job(folder, update.record) if old.key not in planned]
-            )
-            append_record(folder, update.record)
-            made.append(update.record)
+        record = update.record
+        if record:
+            remove_records(folder, [old for old in _of_same_job(folder, record) if old.key not in planned])
+            add_answers(folder, answers_file(record.episodes_digest), record.key, update.answers)
+            append_record(folder, record)
+            made.append(record)
         on_update(update)
 
     workers = jobs or max(1, (os.cpu_count() or 1) // threads)
@@ -114,7 +117,7 @@ def train_learner(
 
 def _forget(job: Job, train_key: str, split: Split) -> None:
     """Delete a job's records, its own weights, trials and unfinished runs, and nothing else."""
-    if job.tries:
+    if job.trial_settings:
         forget_trials(job, split)
     if not job.weights:
         for path in (job.state(train_key), job.checkpoint, job.curve, job.draws):

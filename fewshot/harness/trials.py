@@ -82,7 +82,7 @@ def hold_trials(job: Job, split: Split, on_progress: Callable[[int, Progress], N
     tried = _trial_jobs(job)
     keys = [training_key(trial, split) for trial in tried]
     key = record_key({"trials": keys})
-    if job.trials.is_file() and (held := read_trials(job.trials)).key == key:
+    if job.trials_path.is_file() and (held := read_trials(job.trials_path)).key == key:
         return held
     states = [trial.state(its_key) for trial, its_key in zip(tried, keys, strict=True)]
     logs = []
@@ -92,13 +92,13 @@ def hold_trials(job: Job, split: Split, on_progress: Callable[[int, Progress], N
         logs.append(
             train(learner, split, settings, train_seed=TRIAL_SEED, state_path=state, on_progress=report)
         )
-    tries = job.tries
-    assert tries is not None
+    asked = job.trial_settings
+    assert asked is not None
     trials = [
         Trial(
             candidate=candidate, accuracy=log.best_accuracy, ci95=log.best_ci95, seconds=round(log.seconds, 1)
         )
-        for candidate, log in zip(tries.candidates, logs, strict=True)
+        for candidate, log in zip(asked.candidates, logs, strict=True)
     ]
     drawn = TrainLog(
         draws={side: torch.stack([log.draws[side] for log in logs]).sum(0) for side in logs[0].draws}
@@ -106,14 +106,14 @@ def hold_trials(job: Job, split: Split, on_progress: Callable[[int, Progress], N
     draws = draw_rows(drawn, split, job.learner.train)
     held = Trials(
         key=key,
-        steps=tries.steps,
+        steps=asked.steps,
         train_seed=TRIAL_SEED,
         trials=tuple(trials),
         chosen=best_of(trials),
         classes_digest=draws_digest(draws),
     )
-    write_draws(draws_beside(job.trials), draws)
-    replace_file(job.trials, f"{held.model_dump_json(indent=1)}\n".encode())
+    write_draws(draws_beside(job.trials_path), draws)
+    replace_file(job.trials_path, f"{held.model_dump_json(indent=1)}\n".encode())
     for state in states:
         state.unlink(missing_ok=True)
     return held
@@ -122,7 +122,7 @@ def hold_trials(job: Job, split: Split, on_progress: Callable[[int, Progress], N
 def forget_trials(job: Job, split: Split) -> None:
     """Delete what came of a job's trials, and those that are not done."""
     states = [trial.state(training_key(trial, split)) for trial in _trial_jobs(job)]
-    for path in (job.trials, draws_beside(job.trials), *states):
+    for path in (job.trials_path, draws_beside(job.trials_path), *states):
         path.unlink(missing_ok=True)
 
 
@@ -159,15 +159,15 @@ def recorded_trials(folder: Path, record: Record) -> Trials | None:
         )
     except ValidationError as error:
         raise RecordError(f"the record's settings are none: {first_problem(error)}") from None
-    tries = row.train.trials
-    assert tries is not None
+    asked = row.train.trials
+    assert asked is not None
     if record.trials is None:
         raise RecordError("the record has settings that are to be tried, and names no trials")
     path = folder / record.trials
     held = read_trials(path)
     if file_sha256(path) != record.trials_sha256:
         raise RecordError(f"{path} is not the file that was recorded: its SHA-256 differs")
-    if (held.steps, [trial.candidate for trial in held.trials]) != (tries.steps, list(tries.candidates)):
+    if (held.steps, [trial.candidate for trial in held.trials]) != (asked.steps, list(asked.candidates)):
         raise RecordError(f"{path} has other trials than the record's settings")
     best = best_of(held.trials)
     if held.chosen != best:
@@ -192,9 +192,9 @@ def read_trial_draws(folder: Path, record: Record) -> list[tuple[str, str, int]]
 
 def _trial_jobs(job: Job) -> list[Job]:
     """Each candidate as a training of its own, which is measured once, at its end."""
-    tries = job.tries
-    assert tries is not None
-    once = {"steps": tries.steps, "validate_every": tries.steps, "trials": None}
-    rows = [job.learner.under(candidate) for candidate in tries.candidates]
+    asked = job.trial_settings
+    assert asked is not None
+    once = {"steps": asked.steps, "validate_every": asked.steps, "trials": None}
+    rows = [job.learner.under(candidate) for candidate in asked.candidates]
     rows = [row.model_copy(update={"train": row.train.model_copy(update=once)}) for row in rows]
     return [replace(job, learner=row, train_seed=TRIAL_SEED) for row in rows]

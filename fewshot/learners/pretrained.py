@@ -64,19 +64,21 @@ class TorchvisionResNet(ImageNetwork):
         if weights is not None:
             path = published_weights(architecture) if weights == PUBLISHED else Path(weights).expanduser()
             _load(self.network, path, architecture)
-        self._digest: bytes | None = None
-        self.register_load_state_dict_post_hook(_forget_digest)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_after_loading)  # type: ignore[no-untyped-call]
         self.to(memory_format=torch.channels_last)
         origin = {None: "", PUBLISHED: " ImageNet"}.get(weights, " pretrained")
         self.name = f"ResNet-{architecture.removeprefix('resnet')}{origin}"
         if frozen:
             self.freeze()
 
+    def freeze(self) -> None:
+        super().freeze()
+        self._digest = weights_digest(self.network)
+
     def maps(self, images: Tensor) -> Tensor:
         """Frozen, on a CPU, each image is embedded once and then looked up (`feature_cache.py`)."""
         if not self.frozen or images.is_cuda:
             return self._features(images)
-        self._digest = self._digest or weights_digest(self.network)
         with torch.no_grad():
             return cached_features(self._features, images.detach(), self._digest)
 
@@ -86,10 +88,11 @@ class TorchvisionResNet(ImageNetwork):
         return features
 
 
-def _forget_digest(network: nn.Module, _: object) -> None:
-    """Other weights were loaded."""
+def _after_loading(network: nn.Module, _: object) -> None:
+    """What is frozen from now on are the weights that were loaded."""
     assert isinstance(network, TorchvisionResNet)
-    network._digest = None
+    if network.frozen:
+        network._digest = weights_digest(network.network)
 
 
 def published_weights(architecture: Architecture) -> Path:

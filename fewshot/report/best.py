@@ -6,7 +6,7 @@ there are enough of them), and the p-values are corrected over all comparisons o
 test does not tell from the best is marked as the best is; it may be worse all the same.
 
 Transductive learners are left out: theirs is another task. So is what answered other episodes than the best,
-as at another image size.
+as at another image size, and the first presentation of a stream's classes, at which nothing can be known.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,6 +33,7 @@ class Best(NamedTuple):
 
 
 NOTHING = Best(frozenset(), "")
+_UNKNOWN = 1  # the presentation at which a class was not named yet
 
 
 def find_best(rows: Mapping[str, Cells], folder: Path | None) -> Best:
@@ -44,7 +45,11 @@ def find_best(rows: Mapping[str, Cells], folder: Path | None) -> Best:
     leaders: set[tuple[str, int]] = set()
     for column in sorted({column for row in rows.values() for column in row}):
         figures = {label: row[column] for label, row in rows.items() if column in row}
-        ranked = {label: shown for label, shown in figures.items() if not shown[0].record.transductive}
+        ranked = {
+            label: (result, instance)
+            for label, (result, instance) in figures.items()
+            if not result.record.transductive and instance != _UNKNOWN
+        }
         if not ranked:
             continue
         leader = max(ranked, key=lambda label: _accuracy(*ranked[label]))
@@ -66,20 +71,22 @@ def find_best(rows: Mapping[str, Cells], folder: Path | None) -> Best:
     except RecordError:  # a table is printed from records alone too; `fewshot verify` says what is wrong
         return Best(frozenset(), NO_ANSWERS)
     alike = {cell for cell, one in zip(cells, compared, strict=True) if one.p_holm >= SIGNIFICANT}
-    transductive = any(result.record.transductive for row in rows.values() for result, _ in row.values())
-    return Best(frozenset(leaders | alike), _note(compared, transductive))
+    shown = [figure for row in rows.values() for figure in row.values()]
+    apart = [TRANSDUCTIVE_MARK] if any(result.record.transductive for result, _ in shown) else []
+    apart += ["the 1st presentation"] if any(instance == _UNKNOWN for _, instance in shown) else []
+    return Best(frozenset(leaders | alike), _note(compared, apart))
 
 
 def _accuracy(result: Result, instance: int | None) -> float:
     return result.figures[instance].accuracy
 
 
-def _note(compared: Sequence[Compared], transductive: bool) -> str:
+def _note(compared: Sequence[Compared], apart: Sequence[str]) -> str:
     about_methods = all(one.comparison.ci95_methods is not None for one in compared)
     over = "training seeds, test classes" if about_methods else "test classes"
-    apart = f" Not among them: {TRANSDUCTIVE_MARK}." if transductive else ""
+    left_out = f" Not among them: {' and '.join(apart)}." if apart else ""
     return (
         f"not distinguishable from the best of the column (p of {SIGNIFICANT:g} or more): paired test on the "
         f"same episodes, over {over} and episodes, Holm-corrected over {len(compared)} comparisons. "
-        f"{claim(compared)}{apart}"
+        f"{claim(compared)}{left_out}"
     )

@@ -157,9 +157,9 @@ def ledger_page(results: Sequence[Result]) -> str:
         "# Published figures beside ours",
         "`fewshot ledger results` writes this page from the records of all suites here.",
         f"**{len(reruns)} published figures were rerun**, {len(own)} of the method's own paper and "
-        f"{len(others)} of reruns by others. **{verdicts['matched'] + verdicts['exceeds']} are matched**; of "
-        f"these, {verdicts['exceeds']} lie more than {EXCEEDS:g} points above theirs somewhere, which says "
-        f"that the protocols may differ. {verdicts['below']} are below.",
+        f"{len(others)} of reruns by others. **Matched: {verdicts['matched'] + verdicts['exceeds']}**; of "
+        f"these, more than {EXCEEDS:g} points above theirs somewhere, which says that the protocols may "
+        f"differ: {verdicts['exceeds']}. Below: {verdicts['below']}.",
         "## What counts",
         RULES.rstrip(),
         "## Figures of the method's own paper",

@@ -67,8 +67,7 @@ def stream_figure(results: Sequence[Result]) -> Figure:
     last = min(LAST_PRESENTATION, max(k for result in results for k in result.figures if k is not None))
     ends = [_draw_stream(axes, result, label, last) for label, result in labelled]
     hollow = any(find_published(result.record, k) for result in results for k in result.figures)
-    human = {} if record.chain > 1 else human_stream(record.dataset, record.way, record.labels or "")
-    people = [(k, row.accuracy) for k, row in human.items() if k <= last]
+    people = [(k, row.accuracy) for k, row in human_stream(record).items() if k <= last]
     if people:
         axes.plot(*zip(*people, strict=True), ls=":", lw=0.9, zorder=2, **hollow_mark(GREY, "*", size=8))
         ends.append((people[-1][1], "people (paper)", GREY))

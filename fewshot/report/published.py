@@ -9,11 +9,11 @@ A published figure stands beside ours where method, dataset, protocol, labels, w
 are the same and the backbones are of one family (any four-block convolution; ResNet-12; ...). Methods that
 are themselves recurrent networks on pixels (MANN, LSTM) need no common family. Beside chains of episodes
 stand figures of memories that are never wiped ("MANN-persistent"). Validation classes, another training
-dataset and variants ("mann:no_tie") have no published counterpart, but for those in PAPER_NAMES. Where
-several figures qualify, those of the method's own paper (`original`) come first, then those with our
-transduction, then the earliest. Figures of low confidence are used from the method's own paper only, and say
-so. What still differs is listed by `differences`. Which of them our records rerun, where less may differ, is
-for `fewshot.report.ledger` to say.
+dataset, a split of one's own (`own_split`) and variants ("mann:no_tie") have no published counterpart, but
+for those in PAPER_NAMES. Where several figures qualify, those of the method's own paper (`original`) come
+first, then those with our transduction, then the earliest. Figures of low confidence are used from the
+method's own paper only, and say so. What still differs is listed by `differences`. Which of them our records
+rerun, where less may differ, is for `fewshot.report.ledger` to say.
 """
 
 import csv
@@ -119,7 +119,12 @@ def find_published(record: Record, instance: int | None = None) -> Published | N
     instance: the presentation in a stream; None for K-shot.
     """
     name = paper_name(record)
-    if name is None or record.side != "test" or record.train_dataset not in (None, record.dataset):
+    if (
+        name is None
+        or own_split(record)
+        or record.side != "test"
+        or record.train_dataset not in (None, record.dataset)
+    ):
         return None
     protocol = "within_alphabet" if record.within_group else record.protocol
     candidates = [
@@ -143,15 +148,22 @@ def find_published(record: Record, instance: int | None = None) -> Published | N
     )
 
 
-def human_stream(dataset: str, way: int, labels: str) -> dict[int, Published]:
+def human_stream(record: Record) -> dict[int, Published]:
     """People's accuracy by presentation (Santoro et al. 2016, Table 1); empty for another task."""
+    if own_split(record) or record.chain > 1:
+        return {}
     return {
         row.instance: row
         for row in load_published()
         if (row.learner, row.protocol) == ("Human", "stream")
-        and (row.dataset, row.way, row.labels) == (dataset, way, labels)
+        and (row.dataset, row.way, row.labels) == (record.dataset, record.way, record.labels)
         and row.instance is not None
     }
+
+
+def own_split(record: Record) -> bool:
+    """Whether the classes were divided here: no paper has the same, whatever the images are called."""
+    return record.split == "folders" or record.split.startswith("fraction:")
 
 
 def differences(record: Record, published: Published) -> tuple[str, ...]:

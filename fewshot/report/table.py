@@ -177,8 +177,7 @@ def _stream_table(results: list[Result], folder: Path | None) -> ResultTable:
         columns=tuple(ordinal(k) for k in shown),
     )
     _filled(table, rows, f"chance {_chance(record)}", folder)
-    if record.chain == 1:
-        _add_people(table, shown, human_stream(record.dataset, record.way, record.labels or ""))
+    _add_people(table, shown, human_stream(record))
     columns = f"Columns: the presentation of a class. {_first_presentation(record)}"
     table.notes[1:1] = [columns, *_links_note(results)]
     if record.counts == "exact" and any(r.record.learner == "count_guesser" for r in results):

@@ -14,9 +14,16 @@ from fewshot.errors import DataError, EpisodeError, FewshotError, LearnerError, 
 from fewshot.harness import job as one_job
 from fewshot.harness import run as running
 from fewshot.harness.config import Suite, parse_suite, read_suite
-from fewshot.harness.job import Update
+from fewshot.harness.job import Update, run_job
 from fewshot.harness.plan import Job, load_split, training_key
-from fewshot.harness.record import RECORDS_FILE, Record, read_answers, read_draws, read_records
+from fewshot.harness.record import (
+    RECORDS_FILE,
+    Record,
+    answers_digest,
+    read_answers,
+    read_draws,
+    read_records,
+)
 from fewshot.harness.run import run_suite, train_learner
 from fewshot.harness.verify import verify_records
 
@@ -152,6 +159,18 @@ def test_processes_side_by_side_give_the_same_figures_and_none_costs_another_its
     assert figures(read_records(tmp_path / "two")) == figures(read_records(tiny_results))
     assert {update.job for update in seen} >= set(JOBS)
     assert sum(update.record is not None for update in seen) == 12
+
+
+def test_a_job_hands_up_what_it_measured_and_writes_none_of_it(suite: Suite, tmp_path: Path) -> None:
+    """Records and answers of several jobs share files: one process writes them, locked or not."""
+    settings = next(settings for settings in suite.learner if settings.id == "nearest_neighbour")
+    seen: list[Update] = []
+    run_job(Job(suite, settings, 0, tmp_path / "results", None, "cpu", 1), seen.append)
+    made = [(update.record, update.answers) for update in seen if update.record]
+    assert len(made) == 3
+    for record, answers in made:
+        assert record.answers_sha256 == answers_digest(answers)
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {"checkpoints", "draws"}
 
 
 def test_a_second_run_does_nothing(suite: Suite, results: Path, trained: list[str]) -> None:

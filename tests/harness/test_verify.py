@@ -23,6 +23,7 @@ from fewshot.harness.record import (
     Record,
     add_answers,
     answer_columns,
+    answers_digest,
     read_answers,
     read_records,
     write_draws,
@@ -169,11 +170,11 @@ def with_changed_answers(folder: Path, number: int, rows: int) -> str:
         columns["answers"][row] = answers
         columns["correct"][row] = sum(answer == columns["label"][row] for answer in answers)
     changed = pa.Table.from_pydict(columns, schema=table.schema)
-    digest = add_answers(folder, record.answers, record.key, changed)
+    add_answers(folder, record.answers, record.key, changed)
     parents = load_dataset(record.dataset).split(record.split).test.class_index.numpy()
     summary = summarise(**answer_columns(changed, parents))
     change(folder, number, **vars(summary))
-    return digest
+    return answers_digest(changed)
 
 
 def test_a_changed_answer_is_noticed_by_the_digest(results: Path) -> None:

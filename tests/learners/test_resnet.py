@@ -1,5 +1,8 @@
 """ResNet-12 with DropBlock, torchvision's ResNets, and how a learner's options choose among backbones."""
 
+import re
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +12,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from fewshot.data.locations import CACHE_VARIABLE, cache_root
 from fewshot.episodes.batch import KShotBatch, Support
-from fewshot.errors import LearnerError
+from fewshot.errors import DataError, LearnerError
 from fewshot.harness.checkpoint import load_learner, save_learner
 from fewshot.harness.plan import plain
 from fewshot.learners import backbones, feature_cache
@@ -206,6 +210,40 @@ def test_a_full_cache_keeps_no_more(resnet18: Path, seen: list[int], monkeypatch
     image = torch.randn(1, 3, 32, 32)
     assert torch.equal(network(image), network(image))
     assert seen == [1, 1]
+
+
+def test_what_another_version_kept_is_not_taken(
+    resnet18: Path, seen: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = TorchvisionResNet((3, 32, 32), "resnet18", str(resnet18), frozen=True).eval()
+    image = torch.randn(1, 3, 32, 32)
+    network(image)
+    monkeypatch.setattr(feature_cache, "VERSION", feature_cache.VERSION + 1)
+    network(image)
+    assert seen == [1, 1]
+
+
+@pytest.mark.parametrize("trouble", ["damaged", "locked", "no folder"])
+def test_a_cache_that_cannot_be_used_is_named_in_one_line(
+    resnet18: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    network = TorchvisionResNet((3, 32, 32), "resnet18", str(resnet18), frozen=True).eval()
+    image = torch.randn(1, 3, 32, 32)
+    network(image)
+    path = cache_root() / "features.sqlite"
+    monkeypatch.setattr(feature_cache, "_WAIT_SECONDS", 0.0)
+    with closing(sqlite3.connect(path)) as another:
+        if trouble == "locked":
+            another.execute("BEGIN EXCLUSIVE")
+        elif trouble == "damaged":
+            path.write_bytes(b"no features")
+        else:
+            (own_cache / "file").touch()
+            monkeypatch.setenv(CACHE_VARIABLE, str(own_cache / "file"))
+            path = own_cache / "file" / "features.sqlite"
+        with pytest.raises(DataError, match=f"in {re.escape(str(path))} .*: delete that file") as refused:
+            network(image)
+    assert "\n" not in str(refused.value)
 
 
 def test_features_of_a_frozen_network_stand_for_its_images(resnet18: Path) -> None:

@@ -120,6 +120,8 @@ def test_stream_figures_never_stand_beside_kshot_ones() -> None:
         {"way": 7},
         {"shot": 3},
         {"within_group": True},
+        {"split": "folders"},
+        {"split": "fraction:0.34/0.33/0.33@0"},
     ],
 )
 def test_another_setting_has_no_published_figure(fields: dict[str, Any]) -> None:
@@ -184,7 +186,7 @@ def test_recalled_figures_say_so() -> None:
 
 
 def test_people_are_known_for_their_task_only() -> None:
-    people = human_stream("omniglot", 5, "one_hot")
+    people = human_stream(record("mann", "stream"))
     assert {k: row.accuracy for k, row in people.items()} == {
         1: 34.5,
         2: 57.3,
@@ -193,7 +195,13 @@ def test_people_are_known_for_their_task_only() -> None:
         5: 81.4,
         10: 92.4,
     }
-    assert human_stream("glyphs", 5, "one_hot") == {}
+    for other in (
+        {"dataset": "glyphs"},
+        {"chain": 10},
+        {"split": "folders"},
+        {"split": "fraction:0.6/0.2/0.2@0"},
+    ):
+        assert human_stream(record("mann", "stream", **other)) == {}
 
 
 def test_the_file_is_consistent() -> None:
