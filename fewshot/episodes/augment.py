@@ -21,12 +21,15 @@ class Augment:
     shift: translation, down and across, as a fraction of the side.
     scale: change of size, as a fraction.
     shear: slant, as the tangent of its angle.
+    mirror: whether every other image, by chance, has left and right exchanged first; for photographs, where
+        that makes no other class.
     """
 
     angle_degrees: float = 11.25
     shift: float = 0.1
     scale: float = 0.0
     shear: float = 0.0
+    mirror: bool = False
 
     def __post_init__(self) -> None:
         limits = (("angle_degrees", 180.0), ("shift", 1.0), ("scale", 0.9), ("shear", 1.0))
@@ -37,8 +40,8 @@ class Augment:
 
     def maps(self, keys: Tensor) -> Tensor:
         """(..., 2, 3) float32 affine maps, drawn from int64 hashes (...), as `warp` takes them."""
-        draws = fold(keys.unsqueeze(-1), torch.arange(5, device=keys.device))
-        angle, across, down, size, slant = (2 * uniform(draws) - 1).unbind(-1)
+        draws = fold(keys.unsqueeze(-1), torch.arange(6, device=keys.device))
+        angle, across, down, size, slant, side = (2 * uniform(draws) - 1).unbind(-1)
         angle = angle * math.radians(self.angle_degrees)
         size = 1 / (1 + size * self.scale)
         slant = slant * self.shear
@@ -46,4 +49,7 @@ class Augment:
         # An image spans two units, so a shift by a fraction of the side is twice that fraction.
         first = torch.stack((cos, cos * slant - sin, 2 * self.shift * across), dim=-1)
         second = torch.stack((sin, sin * slant + cos, 2 * self.shift * down), dim=-1)
-        return torch.stack((first, second), dim=-2)
+        maps = torch.stack((first, second), dim=-2)
+        if self.mirror:  # where an output pixel is read from, in the image exchanged: the other side
+            maps[..., 0, :] *= torch.where(side < 0, -1.0, 1.0).unsqueeze(-1)
+        return maps

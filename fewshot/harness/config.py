@@ -115,10 +115,13 @@ Test = Annotated[KShotTest | StreamTest, Field(discriminator="protocol")]
 class AugmentSettings(Settings):
     """`fewshot.Augment` in a file: random affine change of each training image."""
 
+    added: ClassVar[frozenset[str]] = frozenset({"mirror"})
+
     angle_degrees: float = Field(11.25, ge=0)
     shift: float = Field(0.1, ge=0)
     scale: float = Field(0.0, ge=0, lt=1)
     shear: float = Field(0.0, ge=0)
+    mirror: bool = False
 
     def build(self) -> Augment:
         return Augment(**self.model_dump())

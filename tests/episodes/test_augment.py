@@ -70,6 +70,16 @@ def test_scale_changes_area_and_shear_does_not() -> None:
     assert 0.29 < slanted[:, 0, 1].abs().max() <= 0.3
 
 
+def test_mirror_exchanges_left_and_right_of_every_other_image_before_all_else() -> None:
+    augment = Augment(angle_degrees=20, shift=0.1, scale=0.1, shear=0.1)
+    images = torch.rand(len(KEYS), 1, 9, 9)
+    straight, mirrored = augment.maps(KEYS), replace(augment, mirror=True).maps(KEYS)
+    exchanged = (straight != mirrored).flatten(1).any(dim=1)
+    assert exchanged.double().mean() == pytest.approx(0.5, abs=0.03)
+    there = torch.where(exchanged.view(-1, 1, 1, 1), images.flip(-1), images)
+    torch.testing.assert_close(warp(images, mirrored), warp(there, straight), rtol=0, atol=1e-5)
+
+
 def test_the_default_is_small() -> None:
     """Santoro et al. (2016): at most pi / 16; the ink stays near where it was."""
     assert math.radians(Augment().angle_degrees) == pytest.approx(math.pi / 16)
