@@ -49,9 +49,16 @@ class_id: position in the class pool; label: the class's label in this episode; 
 else 1 for the first time the class is seen; correct of count answers are right; answers: the label answered
 for each query, in episode order, -1 for a string that no class of the episode has. A presentation that was
 not asked has no row. In a chain, label and answers are link * way + the label within the link, and a
-presentation is one within the link. In a file, a first column `record` says whose answers a row holds.
+presentation is one within the link. In a file, a first column `record` says whose answers a row holds, and
+what follows from label and answers is left out.
 """
-_FILE_SCHEMA = ANSWERS_SCHEMA.insert(0, pa.field("record", pa.string(), nullable=False))
+_FOLLOWS = {"correct", "count"}
+_FILE_SCHEMA = pa.schema(
+    [
+        pa.field("record", pa.string(), nullable=False),
+        *(field for field in ANSWERS_SCHEMA if field.name not in _FOLLOWS),
+    ]
+)
 
 _Rounded = AfterValidator(lambda value: round(value, 7))  # a hundred times finer than a table prints
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), _Rounded]
@@ -345,7 +352,7 @@ def add_answers(folder: Path, file: str, key: str, table: pa.Table) -> None:
     with _locked(folder):
         others = [_without(_read_answers_file(path), {key})] if path.exists() else []
         own = table.add_column(0, _FILE_SCHEMA.field("record"), pa.array([key] * len(table)))
-        _write_answers(path, pa.concat_tables([*others, own.cast(_FILE_SCHEMA)]))
+        _write_answers(path, pa.concat_tables([*others, own.select(_FILE_SCHEMA.names).cast(_FILE_SCHEMA)]))
 
 
 def read_answers(folder: Path, record: Record) -> pa.Table:
@@ -369,8 +376,20 @@ def read_all_answers(folder: Path, records: Iterable[Record]) -> dict[str, pa.Ta
             raise RecordError(
                 f"no answers of record {record.key} in {path}; restore the file or evaluate again"
             )
-        found[record.key] = own.drop_columns("record")
+        found[record.key] = _counted(own)
     return found
+
+
+def _counted(stored: pa.Table) -> pa.Table:
+    """Rows of a file of answers, of one record, with how many answers of each are right."""
+    parents, answers = (np.asarray(of(stored["answers"])) for of in (pc.list_parent_indices, pc.list_flatten))
+    right = answers == stored["label"].to_numpy()[parents]
+    counted = {
+        "correct": np.bincount(parents[right], minlength=len(stored)),
+        "count": np.bincount(parents, minlength=len(stored)),
+    }
+    columns = {name: stored[name] for name in stored.column_names} | counted
+    return pa.table({name: columns[name] for name in ANSWERS_SCHEMA.names}).cast(ANSWERS_SCHEMA)
 
 
 def answers_digest(table: pa.Table) -> str:
@@ -387,7 +406,7 @@ def answers_digest(table: pa.Table) -> str:
 
 def _read_answers_file(path: Path) -> pa.Table:
     try:
-        return pq.read_table(path).cast(_FILE_SCHEMA)
+        return pq.read_table(path, columns=_FILE_SCHEMA.names).cast(_FILE_SCHEMA)
     except FileNotFoundError as error:
         raise RecordError(f"no answers in {path}; restore the file or evaluate again") from error
     except (OSError, pa.ArrowException, ValueError) as error:
@@ -405,7 +424,7 @@ def _write_answers(path: Path, table: pa.Table) -> None:
         path.unlink(missing_ok=True)
         return
     sink = pa.BufferOutputStream()
-    columns = [field.name for field in ANSWERS_SCHEMA if field.name != "answers"] + ["answers.list.element"]
+    columns = ["episode", "class_id", "label", "presentation", "answers.list.element"]
     pq.write_table(
         table.cast(_FILE_SCHEMA),
         sink,
