@@ -1,6 +1,6 @@
-"""The README's tables of recorded results, brought up to date: `python -m benchmarks.readme_tables`.
+"""The READMEs' tables of recorded results, brought up to date: `python -m benchmarks.readme_tables`.
 
-A block of the README that begins with `$ fewshot table results/X` shows some of that folder's tables, each as
+A block of a page that begins with `$ fewshot table results/X` shows some of that folder's tables, each as
 the command prints it; the comment behind the command says how many of how many. So does one that begins with
 `$ fewshot compare results/X`, with the notes beneath; and `$ make demo`, which shows the tables of its
 recorded run before what else it prints. Which tables a block shows is told by their titles in it; what they
@@ -19,6 +19,7 @@ from fewshot.errors import RecordError
 from fewshot.harness.record import RECORDS_FILE
 
 ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "benchmarks/README.md")
 DEMO = "results/quickstart"
 """The recorded run of `make demo`."""
 _BLOCK = re.compile(
@@ -37,7 +38,7 @@ def printed_tables(folder: str) -> dict[str, str]:
 
 
 def with_current_tables(text: str) -> str:
-    """A README with the tables that the records give; RecordError names a table that they do not give."""
+    """A page with the tables that the records give; RecordError names a table that they do not give."""
     return _BLOCK.sub(_current_block, text)
 
 
@@ -78,7 +79,7 @@ def _current(part: str, printed: dict[str, str], folder: str) -> str:
         return part
     if title not in printed:
         raise RecordError(
-            f"README.md shows a table that {folder} does not give: {title!r}; it gives "
+            f"a page shows a table that {folder} does not give: {title!r}; it gives "
             f"{', '.join(map(repr, printed))}: give the table one of these titles, or take it out"
         )
     return printed[title]
@@ -89,9 +90,9 @@ def _number(count: int) -> str:
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    try:
-        current = with_current_tables(readme.read_text(encoding="utf-8"))
-    except RecordError as error:
-        sys.exit(str(error))
-    readme.write_text(current, encoding="utf-8")
+    for page in PAGES:
+        try:
+            current = with_current_tables((ROOT / page).read_text(encoding="utf-8"))
+        except RecordError as error:
+            sys.exit(f"{page}: {error}")
+        (ROOT / page).write_text(current, encoding="utf-8")

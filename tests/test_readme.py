@@ -1,4 +1,4 @@
-"""The README is true: its snippets run and print what it shows, its commands and links exist.
+"""The READMEs are true: their snippets run and print what they show, their commands and links exist.
 
 A block of Python after the line `<!-- test -->` is run, all of them in one namespace and one folder; after
 `<!-- test: name.py -->` it is written to that file. A block without a language after a block that is run is
@@ -18,14 +18,14 @@ from typing import Any, NamedTuple
 import pytest
 import typer
 
-from benchmarks.readme_tables import DEMO, printed_tables, with_current_tables
+from benchmarks.readme_tables import DEMO, PAGES, printed_tables, with_current_tables
 from fewshot.cli import app
 from fewshot.errors import RecordError
 from fewshot.harness.config import parse_suite
 from fewshot.learners.registry import learner_class, options_of
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 
 
 class Block(NamedTuple):
@@ -38,15 +38,15 @@ class Block(NamedTuple):
     output: str | None
 
 
-def blocks() -> list[Block]:
+def blocks(text: str) -> list[Block]:
     pattern = re.compile(
         r"(?P<mark><!-- test(?:: (?P<file>\S+))? -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$",
         re.DOTALL | re.MULTILINE,
     )
-    found = list(pattern.finditer(README))
+    found = list(pattern.finditer(text))
     made = []
     for block, after in zip(found, [*found[1:], None], strict=True):
-        follows = after and not after["language"] and not README[block.end() : after.start()].strip()
+        follows = after and not after["language"] and not text[block.end() : after.start()].strip()
         output = after["text"] if after and follows else None
         made.append(Block(block["language"], block["text"], bool(block["mark"]), block["file"] or "", output))
     return made
@@ -59,7 +59,7 @@ def without_numbers(text: str) -> str:
 def test_the_marked_snippets_run_and_print_what_is_shown(
     tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    marked = [block for block in blocks() if block.run]
+    marked = [block for block in blocks(TEXTS["README.md"]) if block.run]
     assert [block for block in marked if block.language == "python" and not block.file], (
         "README.md has no block of Python that is marked <!-- test -->"
     )
@@ -103,7 +103,8 @@ def _check_learners(text: str) -> None:
 
 
 def shown_commands() -> list[list[str]]:
-    lines = [line for block in blocks() if block.language == "console" for line in block.text.splitlines()]
+    shown = [block for text in TEXTS.values() for block in blocks(text) if block.language == "console"]
+    lines = [line for block in shown for line in block.text.splitlines()]
     return [shlex.split(line.removeprefix("$ "), comments=True) for line in lines if line.startswith("$ ")]
 
 
@@ -146,15 +147,18 @@ def test_a_command_that_does_not_exist_would_be_noticed() -> None:
             disarmed_command().main(arguments, standalone_mode=False)
 
 
-def test_recorded_tables_are_those_of_the_records() -> None:
-    assert with_current_tables(README) == README, "`python -m benchmarks.readme_tables` writes them again"
+@pytest.mark.parametrize("page", PAGES)
+def test_recorded_tables_are_those_of_the_records(page: str) -> None:
+    assert with_current_tables(TEXTS[page]) == TEXTS[page], (
+        "`python -m benchmarks.readme_tables` writes them again"
+    )
 
 
 def test_a_table_that_differs_would_be_noticed() -> None:
     folder = "results/santoro_lake"
     block = f"$ fewshot table {folder}\n{next(iter(printed_tables(folder).values()))}\n```"
     assert with_current_tables(block.replace("mann ", "man  ")) == with_current_tables(block)
-    with pytest.raises(RecordError, match=r"^README\.md shows a table that [^\n]*Stream[^\n]*$"):
+    with pytest.raises(RecordError, match=r"^a page shows a table that [^\n]*Stream[^\n]*$"):
         with_current_tables(block.replace("omniglot", "glyphs"))
 
 
@@ -163,14 +167,24 @@ def test_a_demo_or_a_comparison_that_differs_would_be_noticed() -> None:
     demo = "\n\n".join([*printed_tables(DEMO).values(), "results/demo/plots/curves.png\n18 new records"])
     block = f"$ make demo\n{demo}\n```"
     assert with_current_tables(block.replace("mann ", "man  ")) == block
-    (shown,) = (block.text for block in blocks() if block.text.startswith("$ fewshot compare results/"))
+    shown = next(
+        block.text
+        for text in TEXTS.values()
+        for block in blocks(text)
+        if block.text.startswith("$ fewshot compare results/")
+    )
     block = f"{shown}```"
     assert with_current_tables(block.replace("\nall ", "\nsum ").replace("\nA: ", "\nA: not ")) == block
 
 
-LINKS = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", README)
+LINKS = [
+    (page, link)
+    for page, text in TEXTS.items()
+    for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text)
+    if "://" not in link
+]
 
 
-@pytest.mark.parametrize("link", [link for link in LINKS if "://" not in link])
-def test_a_link_leads_somewhere(link: str) -> None:
-    assert os.path.lexists(ROOT / link)
+@pytest.mark.parametrize(("page", "link"), LINKS)
+def test_a_link_leads_somewhere(page: str, link: str) -> None:
+    assert os.path.lexists((ROOT / page).parent / link)
