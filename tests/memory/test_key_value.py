@@ -110,6 +110,32 @@ def test_a_wrong_answer_lands_in_the_oldest_slot() -> None:
     assert state.ages.tolist() == [[1, 0]]
 
 
+def test_in_a_life_longer_than_the_memory_the_rare_is_known_and_what_is_long_past_makes_room() -> None:
+    """Lifelong learning (the paper's section 1): nothing is wiped, nothing grows, a class may be met once in a
+    long while. 400 classes, each shown twice and then never again, pass through 16 slots."""
+    word, classes, slots = 64, 400, 16
+    keys = units(classes, word, seed=0)
+    near = torch.nn.functional.normalize(keys + 0.1 * units(classes, word, seed=1), dim=-1)
+    labels = torch.arange(classes, dtype=torch.double) + 1
+    state = initial_state(
+        1, num_slots=slots, key_size=word, value_size=1, like=torch.zeros((), dtype=torch.double)
+    )
+
+    def named(queries: Tensor) -> Tensor:
+        nearest = similarity(state, queries.unsqueeze(0)).argmax(-1)
+        return state.values[0, nearest[0], 0]
+
+    for shown in range(classes):
+        state = update(state, keys[shown : shown + 1], labels[shown].view(1, 1))
+        first = max(shown - slots + 1, 0)
+        assert torch.equal(named(near[first : shown + 1]), labels[first : shown + 1]), (
+            "the youngest, all of them"
+        )
+        state = update(state, near[shown : shown + 1], labels[shown].view(1, 1))
+    assert state.keys.shape == (1, slots, word)
+    assert not (named(near[: classes - slots]) == labels[: classes - slots]).any(), "the others made room"
+
+
 def test_a_query_that_points_away_from_its_only_key_leaves_nothing_of_it() -> None:
     query = torch.tensor([[0.6, 0.8]]).double()
     state = update(empty(1, 2, 2), query, one_hot(1))
