@@ -111,8 +111,8 @@ def test_a_wrong_answer_lands_in_the_oldest_slot() -> None:
 
 
 def test_in_a_life_longer_than_the_memory_the_rare_is_known_and_what_is_long_past_makes_room() -> None:
-    """Lifelong learning (the paper's section 1): nothing is wiped, nothing grows, a class may be met once in a
-    long while. 400 classes, each shown twice and then never again, pass through 16 slots."""
+    """Lifelong learning (the paper's section 1): nothing is wiped and nothing grows. 400 classes, each shown
+    twice and then never again, pass through 16 slots."""
     word, classes, slots = 64, 400, 16
     keys = units(classes, word, seed=0)
     near = torch.nn.functional.normalize(keys + 0.1 * units(classes, word, seed=1), dim=-1)
