@@ -20,7 +20,7 @@ from fewshot.errors import DataError
 from fewshot.harness.checkpoint import file_sha256
 from fewshot.harness.config import DataSettings, read_suite
 from fewshot.harness.plan import Job, job_seeds, load_split, planned_tests, training_key
-from fewshot.harness.record import answers_digest, draws_beside, read_answers, read_draws, read_records
+from fewshot.harness.record import DRAWS_FILE, answers_digest, read_answers, read_draws, read_records
 from fewshot.harness.train import draws_digest
 from fewshot.harness.trials import recorded_trials
 from fewshot.learners.registry import learner_class, options_of
@@ -281,8 +281,7 @@ def test_what_records_name_is_there_as_it_was_recorded(folder: Path) -> None:
         assert answers_digest(read_answers(folder, record)) == record.answers_sha256, record.learner
         checkpoint = folder / record.checkpoint
         assert file_sha256(checkpoint) == record.checkpoint_sha256, record.learner
-        drawn = read_draws(draws_beside(checkpoint))
-        assert draws_digest(drawn) == record.train_classes_digest, record.learner
+        assert draws_digest(read_draws(checkpoint)) == record.train_classes_digest, record.learner
         recorded_trials(folder, record)  # raises where they, their digest or their log of draws do not agree
     named = {(record.answers, record.key) for record in read_records(folder)}
     kept = {
@@ -291,6 +290,9 @@ def test_what_records_name_is_there_as_it_was_recorded(folder: Path) -> None:
         for key in pq.read_table(path, columns=["record"])["record"].unique().to_pylist()
     }
     assert kept == named
+    made = {path.name for place in ("checkpoints", "trials") for path in (folder / place).glob("*.*")}
+    logs = folder / DRAWS_FILE
+    assert made == (set(pq.read_table(logs)["file"].to_pylist()) if logs.exists() else set())
 
 
 @cache

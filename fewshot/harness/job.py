@@ -1,8 +1,7 @@
 """One job: train a learner if its weights are not there, then measure it and report a record per test.
 
-Jobs run side by side, and records and answers share files: whoever takes the reports writes those.
-
-Where its settings are to be tried first, the trials come before the training.
+Jobs run side by side, and records, answers and logs of draws share files: whoever takes the reports writes
+those. Where its settings are to be tried first, the trials come before the training.
 """
 
 import csv
@@ -11,6 +10,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -32,12 +32,12 @@ from fewshot.harness.plan import (
 )
 from fewshot.harness.processes import prepare_process
 from fewshot.harness.record import (
+    Draws,
     Record,
     answers_digest,
     answers_file,
     provenance,
     replace_file,
-    write_draws,
 )
 from fewshot.harness.train import (
     TRAINING_VERSION,
@@ -62,7 +62,8 @@ CURVE_ROWS = 100
 class Update:
     """News of a job for whoever shows the progress; record and answers are set when one was made.
 
-    answers: those of the record (`fewshot.harness.record.ANSWERS_SCHEMA`).
+    answers: those of the record (`fewshot.harness.record.ANSWERS_SCHEMA`); draws: the checkpoint, or what
+    came of trials, and the log of the classes drawn to make it, once that is whole.
     """
 
     job: str
@@ -72,6 +73,7 @@ class Update:
     note: str = ""
     record: Record | None = None
     answers: pa.Table | None = None
+    draws: tuple[Path, Draws] | None = None
 
 
 Report = Callable[[Update], None]
@@ -121,7 +123,11 @@ def settled(job: Job, split: Split, report: Report) -> Job:
         stage = f"trial {place + 1}/{len(asked.candidates)}"
         report(_training_update(job.learner.id, stage, progress))
 
-    held = hold_trials(job, split, on_progress)
+    def on_draws(made: Path, draws: Draws) -> None:
+        tried = len(asked.candidates)
+        report(Update(job.learner.id, "trials", tried, tried, draws=(made, draws)))
+
+    held = hold_trials(job, split, on_progress, on_draws)
     return replace(job, learner=job.learner.under(held.trials[held.chosen].candidate))
 
 
@@ -155,8 +161,7 @@ def make_checkpoint(job: Job, split: Split, train_key: str, report: Report) -> T
     store(learner)
     if kind.trainable:
         replace_file(job.curve, _curve(job, log).encode())
-    draws = draw_rows(log, split, settings)
-    write_draws(job.draws, draws)
+    report(Update(job.name, "stored", 1, 1, draws=(job.checkpoint, draw_rows(log, split, settings))))
     state.unlink(missing_ok=True)
     return log
 

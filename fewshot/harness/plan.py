@@ -21,7 +21,7 @@ from fewshot.episodes.sampler import SAMPLER_VERSION, EpisodeSampler
 from fewshot.errors import FewshotError, LearnerError, RecordError
 from fewshot.harness.checkpoint import checkpoint_facts, file_sha256, load_learner
 from fewshot.harness.config import DataSettings, LearnerSettings, Suite, Test, TrialSettings
-from fewshot.harness.record import draws_beside, read_draws, record_key
+from fewshot.harness.record import read_draws, record_key
 from fewshot.harness.train import (
     TRAINING_VERSION,
     calibration_streams,
@@ -69,10 +69,6 @@ class Job:
     @property
     def curve(self) -> Path:
         return self.folder / "curves" / f"{self.stem}.csv"
-
-    @property
-    def draws(self) -> Path:
-        return draws_beside(self.checkpoint)
 
     @property
     def trial_settings(self) -> TrialSettings | None:
@@ -261,7 +257,7 @@ def check_unseen(settings: LearnerSettings, training: Split, tested: Split) -> N
         weights = adopted(settings, seed)
         if weights:
             trained_on = json.loads(checkpoint_facts(weights)["training"])["train_dataset"]
-            names = [name for _, name, _ in read_draws(draws_beside(weights))]
+            names = [name for _, name, _ in read_draws(weights)]
         else:
             trained_on = training.train.image_set.name
             pools = (training.train, training.val)
@@ -289,7 +285,4 @@ def _check_adopted(settings: LearnerSettings, train_seed: int) -> None:
             f"{weights} was trained with seed {told}, the row of {settings.id!r} says {train_seed}: give "
             f"train_seeds = [{told}]"
         )
-    if not draws_beside(weights).is_file():
-        raise RecordError(
-            f"{draws_beside(weights)} is missing: it says which classes {weights} was trained on; restore it"
-        )
+    read_draws(weights)  # raises where it is missing

@@ -2,13 +2,13 @@
 
 A results folder holds `records.jsonl` and, for each set of test episodes, one Parquet file with the answers
 of all records measured on it: which class was asked for is the same for all of them, and takes room once.
+One more has the logs of the classes that its trainings and trials drew, whose names are the same as well.
 Nothing here needs torch: tables and plots read records in a moment, on machines that could not train.
 """
 
 import contextlib
 import hashlib
 import json
-import lzma
 import os
 import platform
 import subprocess
@@ -59,6 +59,23 @@ _FILE_SCHEMA = pa.schema(
         *(field for field in ANSWERS_SCHEMA if field.name not in _FOLLOWS),
     ]
 )
+
+DRAWS_FILE = "draws.parquet"
+DRAWS_SCHEMA = pa.schema(
+    [
+        pa.field("file", pa.string(), nullable=False),
+        pa.field("side", pa.string(), nullable=False),
+        pa.field("class", pa.string(), nullable=False),
+        pa.field("count", pa.int32(), nullable=False),
+    ]
+)
+"""One row per (file, class) drawn, the rows of a file one after another as the trainer counted them.
+
+file: name of what was made, a checkpoint or what came of trials; side: of the split, "train" or "val"; class:
+name, with the turn; count: times drawn, above 0.
+"""
+Draws = Sequence[tuple[str, str, int]]
+"""A log of draws: (side, class name, times drawn) of every class drawn."""
 
 _Rounded = AfterValidator(lambda value: round(value, 7))  # a hundred times finer than a table prints
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), _Rounded]
@@ -279,7 +296,7 @@ def remove_records(folder: Path, records: Sequence[Record]) -> None:
         for file in {record.answers for record in records if record.answers}:
             answers = folder / file
             if answers.exists():
-                _write_answers(answers, _without(_read_answers_file(answers), gone))
+                _write_answers(answers, _without(_read_answers_file(answers), "record", gone))
 
 
 def read_records(folder: Path) -> list[Record]:
@@ -313,26 +330,62 @@ def read_records(folder: Path) -> list[Record]:
     return list(records.values())
 
 
-def draws_beside(made: Path) -> Path:
-    """The log of the classes that were drawn to make a file of a results folder: a checkpoint, or trials."""
-    return made.parents[1] / "draws" / f"{made.stem}.tsv.xz"
+def draws_name(made: Path) -> str:
+    """How messages name the log of the classes drawn to make a file of a results folder."""
+    return f"the log of {made.name} in {_draws_file(made)}"
 
 
-def write_draws(path: Path, draws: Sequence[tuple[str, str, int]]) -> None:
-    """Write the log of draws: a row (side, class name, times drawn) for each class."""
-    text = "".join(f"{side}\t{name}\t{count}\n" for side, name, count in draws)
-    replace_file(path, lzma.compress(text.encode(), preset=9))
+def add_draws(made: Path, draws: Draws) -> None:
+    """Put the log of the classes drawn to make a file beside those of the other files of its results folder.
+
+    made: the checkpoint, or what came of trials, whose earlier log this one replaces.
+    """
+    path = _draws_file(made)
+    sides, names, counts = ([row[column] for row in draws] for column in range(3))
+    own = pa.table([[made.name] * len(draws), sides, names, counts], schema=DRAWS_SCHEMA)
+    check_writable(path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path.parent):
+        _write_draws(path, pa.concat_tables([_without(_read_draws_file(path), "file", {made.name}), own]))
 
 
-def read_draws(path: Path) -> list[tuple[str, str, int]]:
-    """The rows of a log of draws; RecordError where it is missing or no such log."""
+def remove_draws(made: Path) -> None:
+    """Delete the log of the classes drawn to make a file of a results folder, where there is one."""
+    path = _draws_file(made)
+    if path.exists():
+        with _locked(path.parent):
+            _write_draws(path, _without(_read_draws_file(path), "file", {made.name}))
+
+
+def read_draws(made: Path) -> list[tuple[str, str, int]]:
+    """The log of the classes drawn to make a file of a results folder.
+
+    Raises RecordError where it is missing or no such log.
+    """
+    table = _read_draws_file(_draws_file(made))
+    own = table.filter(pc.equal(table["file"], made.name))
+    if not len(own):
+        raise RecordError(f"{draws_name(made)} is missing: it says which classes were drawn; restore it")
+    return list(zip(*(own[name].to_pylist() for name in ("side", "class", "count")), strict=True))
+
+
+def _draws_file(made: Path) -> Path:
+    return made.parents[1] / DRAWS_FILE
+
+
+def _read_draws_file(path: Path) -> pa.Table:
+    """All logs of a results folder; none where there is no file."""
     try:
-        lines = lzma.decompress(path.read_bytes()).decode().splitlines()
-        return [(side, name, int(count)) for side, name, count in (line.split("\t") for line in lines)]
+        return pq.read_table(path).cast(DRAWS_SCHEMA)
     except FileNotFoundError:
-        raise RecordError(f"{path} is missing: it says which classes were drawn; restore it") from None
-    except (OSError, EOFError, lzma.LZMAError, ValueError) as error:
-        raise RecordError(f"{path} is not the log of classes that was recorded: {error}") from error
+        return DRAWS_SCHEMA.empty_table()
+    except (OSError, pa.ArrowException, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise RecordError(f"{path} has no logs of the classes drawn: {reason}; restore the file") from error
+
+
+def _write_draws(path: Path, table: pa.Table) -> None:
+    _write_table(path, table, dictionary=["file", "side"], split=["count"])
 
 
 def answers_file(episodes_digest: str) -> str:
@@ -350,7 +403,7 @@ def add_answers(folder: Path, file: str, key: str, table: pa.Table) -> None:
     check_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
-        others = [_without(_read_answers_file(path), {key})] if path.exists() else []
+        others = [_without(_read_answers_file(path), "record", {key})] if path.exists() else []
         own = table.add_column(0, _FILE_SCHEMA.field("record"), pa.array([key] * len(table)))
         _write_answers(path, pa.concat_tables([*others, own.select(_FILE_SCHEMA.names).cast(_FILE_SCHEMA)]))
 
@@ -414,30 +467,38 @@ def _read_answers_file(path: Path) -> pa.Table:
         raise RecordError(f"cannot read the answers in {path}: {reason}; restore the file") from error
 
 
-def _without(table: pa.Table, records: set[str]) -> pa.Table:
-    return table.filter(pc.invert(pc.is_in(table["record"], pa.array(sorted(records), pa.string()))))
+def _without(table: pa.Table, column: str, values: set[str]) -> pa.Table:
+    return table.filter(pc.invert(pc.is_in(table[column], pa.array(sorted(values), pa.string()))))
 
 
 def _write_answers(path: Path, table: pa.Table) -> None:
-    """Write a file of answers whole; without any rows, there is none."""
+    columns = ["episode", "class_id", "label", "presentation", "answers.list.element"]
+    _write_table(path, table.cast(_FILE_SCHEMA), dictionary=["record"], split=columns)
+
+
+def _write_table(path: Path, table: pa.Table, dictionary: list[str], split: list[str]) -> None:
+    """Write a table whole; without any rows, there is no file.
+
+    dictionary: columns of few texts; split: columns of numbers, whose bytes are stored by their place.
+    """
     if not len(table):
         path.unlink(missing_ok=True)
         return
     sink = pa.BufferOutputStream()
-    columns = ["episode", "class_id", "label", "presentation", "answers.list.element"]
     pq.write_table(
-        table.cast(_FILE_SCHEMA),
+        table,
         sink,
-        # One page a column, in which Brotli finds the episodes of one record again in the next: half the room
-        # of a file for each record. Measured against dictionaries, plain values, zstd, and levels 9 (a fifth
-        # larger) and 11 (a twentieth smaller, in five times the time).
+        # One page a column, in which Brotli finds the episodes of one record again in the next, and the names
+        # of one log: half the room of a file for each record, a sixth of that of one for each log. Measured
+        # against dictionaries, plain values, zstd, and levels 9 (a fifth larger) and 11 (a twentieth smaller,
+        # in five times the time).
         compression="brotli",
         compression_level=10,
         data_page_size=1 << 30,
         row_group_size=1 << 26,
         max_rows_per_page=1 << 26,
-        use_dictionary=["record"],
-        use_byte_stream_split=columns,
+        use_dictionary=dictionary,
+        use_byte_stream_split=split,
         # Neither statistics nor Arrow's own schema: nothing reads them, and a small file is a tenth of them.
         write_statistics=False,
         store_schema=False,

@@ -25,10 +25,12 @@ from fewshot.harness.record import (
     RECORDS_FILE,
     Record,
     add_answers,
+    add_draws,
     answers_file,
     append_record,
     check_writable,
     read_records,
+    remove_draws,
     remove_records,
 )
 from fewshot.harness.train import TrainLog
@@ -77,6 +79,8 @@ def run_suite(
     made: list[Record] = []
 
     def keep(update: Update) -> None:
+        if update.draws:
+            add_draws(*update.draws)
         record = update.record
         if record:
             remove_records(folder, [old for old in _of_same_job(folder, record) if old.key not in planned])
@@ -112,7 +116,13 @@ def train_learner(
     check_learner_settings(settings, split)
     job = Job(suite, settings, settings.train_seeds[0], folder, root, device, threads)
     train_key = training_key(job, split)
-    return job.checkpoint, make_checkpoint(settled(job, split, on_update), split, train_key, on_update)
+
+    def keep(update: Update) -> None:
+        if update.draws:
+            add_draws(*update.draws)
+        on_update(update)
+
+    return job.checkpoint, make_checkpoint(settled(job, split, keep), split, train_key, keep)
 
 
 def _forget(job: Job, train_key: str, split: Split) -> None:
@@ -120,7 +130,8 @@ def _forget(job: Job, train_key: str, split: Split) -> None:
     if job.trial_settings:
         forget_trials(job, split)
     if not job.weights:
-        for path in (job.state(train_key), job.checkpoint, job.curve, job.draws):
+        remove_draws(job.checkpoint)
+        for path in (job.state(train_key), job.checkpoint, job.curve):
             path.unlink(missing_ok=True)
     seed = job.train_seed if learner_class(job.learner.id).trainable else None
     owner = (job.suite.name, job.learner.id, seed)

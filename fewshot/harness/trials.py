@@ -3,7 +3,7 @@
 Each candidate of a row's `trials` is trained for the same number of updates, with one seed that is none of
 the training seeds, and then measured as weights are in training: on episodes of validation classes. All
 training seeds train with the best one, the first of equals. `trials/<learner>.json` has what came of them,
-and the log of classes that they drew lies where those of trainings lie.
+and the log of classes that they drew stands among those of trainings.
 
 A trial is a training like any other: killed anywhere, it goes on from its last state in the user's cache,
 and one that is done stays there until all of them are.
@@ -24,14 +24,15 @@ from fewshot.harness.checkpoint import file_sha256
 from fewshot.harness.config import TRIAL_SEED, LearnerSettings, first_problem
 from fewshot.harness.plan import Job, fresh_learner, training_key
 from fewshot.harness.record import (
+    Draws,
     Fraction,
     HalfWidth,
     Record,
-    draws_beside,
+    draws_name,
     read_draws,
     record_key,
+    remove_draws,
     replace_file,
-    write_draws,
 )
 from fewshot.harness.train import Progress, TrainLog, draw_rows, draws_digest, train
 from fewshot.learners.registry import learner_class, options_of
@@ -74,10 +75,16 @@ class Trials(BaseModel):
         return f"{told}: best of {len(self.trials)} trials of {self.steps} updates on validation classes"
 
 
-def hold_trials(job: Job, split: Split, on_progress: Callable[[int, Progress], None]) -> Trials:
+def hold_trials(
+    job: Job,
+    split: Split,
+    on_progress: Callable[[int, Progress], None],
+    on_draws: Callable[[Path, Draws], None],
+) -> Trials:
     """What came of a job's trials, which are held where that is not known yet.
 
-    on_progress: called with the place of the candidate. Raises what `train` raises.
+    on_progress: called with the place of the candidate; on_draws: called with the file of what came of the
+    trials, before it is written, and the log of the classes that they drew. Raises what `train` raises.
     """
     tried = _trial_jobs(job)
     keys = [training_key(trial, split) for trial in tried]
@@ -112,7 +119,7 @@ def hold_trials(job: Job, split: Split, on_progress: Callable[[int, Progress], N
         chosen=best_of(trials),
         classes_digest=draws_digest(draws),
     )
-    write_draws(draws_beside(job.trials_path), draws)
+    on_draws(job.trials_path, draws)
     replace_file(job.trials_path, f"{held.model_dump_json(indent=1)}\n".encode())
     for state in states:
         state.unlink(missing_ok=True)
@@ -121,8 +128,9 @@ def hold_trials(job: Job, split: Split, on_progress: Callable[[int, Progress], N
 
 def forget_trials(job: Job, split: Split) -> None:
     """Delete what came of a job's trials, and those that are not done."""
+    remove_draws(job.trials_path)
     states = [trial.state(training_key(trial, split)) for trial in _trial_jobs(job)]
-    for path in (job.trials_path, draws_beside(job.trials_path), *states):
+    for path in (job.trials_path, *states):
         path.unlink(missing_ok=True)
 
 
@@ -179,15 +187,14 @@ def recorded_trials(folder: Path, record: Record) -> Trials | None:
         raise RecordError(f"the record has other settings than those that {path} chose")
     if not (record.selection or "").startswith(f"{held}; "):
         raise RecordError(f'the record says "{record.selection}", and {path} "{held}"')
-    draws = draws_beside(path)
-    if draws_digest(read_draws(draws)) != held.classes_digest:
-        raise RecordError(f"{draws} is not the log of classes that was recorded: its digest differs")
+    if draws_digest(read_draws(path)) != held.classes_digest:
+        raise RecordError(f"{draws_name(path)} is not the one that was recorded: its digest differs")
     return held
 
 
 def read_trial_draws(folder: Path, record: Record) -> list[tuple[str, str, int]]:
     """The log of the classes that the trials of a record drew; empty where there were none."""
-    return read_draws(draws_beside(folder / record.trials)) if record.trials else []
+    return read_draws(folder / record.trials) if record.trials else []
 
 
 def _trial_jobs(job: Job) -> list[Job]:

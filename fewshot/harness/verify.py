@@ -34,7 +34,7 @@ from fewshot.harness.record import (
     accuracy_by_link,
     answer_columns,
     answers_digest,
-    draws_beside,
+    draws_name,
     read_answers,
     read_draws,
     read_records,
@@ -139,7 +139,7 @@ def _measure_again(folder: Path, record: Record, root: Path | None, episodes: in
     if pool.digest != record.data_digest:
         raise RecordError("the images or the class split are not those recorded: the data digest differs")
     if record.train_dataset in (None, record.dataset) and record.checkpoint:  # None: it was calibrated only
-        draws = read_draws(draws_beside(folder / record.checkpoint)) + read_trial_draws(folder, record)
+        draws = read_draws(folder / record.checkpoint) + read_trial_draws(folder, record)
         if seen := pool.parents_among(name for _, name, _ in draws):
             raise RecordError(f"{len(seen)} of the test classes were drawn in training ({seen[0]}, ...)")
     sampler = EpisodeSampler(pool, protocol_of(record), episode_seed=record.episode_seed)
@@ -184,13 +184,12 @@ def _recorded_learner(folder: Path, record: Record) -> Learner:
     for name, value in told.items():
         if recorded[name] != value:
             raise RecordError(f"the record says {name} {recorded[name]!r}, the checkpoint {value!r}")
-    draws = draws_beside(path)
-    rows = read_draws(draws)
+    rows = read_draws(path)
     if draws_digest(rows) != record.train_classes_digest:
-        raise RecordError(f"{draws} is not the log of classes that was recorded: its digest differs")
+        raise RecordError(f"{draws_name(path)} is not the one that was recorded: its digest differs")
     recorded_trials(folder, record)
     if any(side == "test" for side, *_ in (*rows, *read_trial_draws(folder, record))):
-        raise RecordError(f"{draws} says that test classes were drawn in training")
+        raise RecordError(f"{draws_name(path)} says that test classes were drawn in training")
     return learner
 
 

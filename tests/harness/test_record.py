@@ -13,9 +13,12 @@ import fewshot
 from fewshot.errors import RecordError
 from fewshot.harness.record import (
     ANSWERS_SCHEMA,
+    DRAWS_FILE,
+    DRAWS_SCHEMA,
     RECORDS_FILE,
     Record,
     add_answers,
+    add_draws,
     answer_columns,
     answers_digest,
     answers_file,
@@ -23,8 +26,10 @@ from fewshot.harness.record import (
     check_writable,
     provenance,
     read_answers,
+    read_draws,
     read_records,
     record_key,
+    remove_draws,
     remove_records,
     replace_file,
 )
@@ -375,6 +380,58 @@ def answers_of_streams(accuracy, seed=1):
         "answers": list(answer.reshape(-1, 1)),
     }
     return pa.table(columns).cast(ANSWERS_SCHEMA)
+
+
+def draws_of(seed, classes=4000):
+    """A log in the order of a trainer: training classes, then classes to choose weights by."""
+    random = np.random.default_rng(seed)
+    names = [f"alphabet{number // 40:02}/character{number % 40:02}" for number in range(classes)]
+    sides = ["train"] * (classes - 400) + ["val"] * 400
+    return list(zip(sides, names, random.integers(1, 256, classes).tolist(), strict=True))
+
+
+def test_logs_of_draws_come_back_as_they_were_written(tmp_path):
+    weights, trials = tmp_path / "checkpoints" / "mann-0.safetensors", tmp_path / "trials" / "mann-0.json"
+    first, second = [("val", "a@90", 3), ("train", "b", 70_000)], draws_of(2)
+    add_draws(weights, first)
+    add_draws(trials, second)
+    assert [path.name for path in tmp_path.iterdir()] == [DRAWS_FILE]
+    assert pq.read_table(tmp_path / DRAWS_FILE).column_names == DRAWS_SCHEMA.names
+    assert (read_draws(weights), read_draws(trials)) == (first, second)
+    add_draws(weights, draws_of(3))
+    assert (read_draws(weights), read_draws(trials)) == (draws_of(3), second)
+    remove_draws(trials)
+    assert read_draws(weights) == draws_of(3)
+    with pytest.raises(RecordError, match=r"the log of mann-0\.json in .* is missing: it says which classes"):
+        read_draws(trials)
+    remove_draws(weights)
+    assert list(tmp_path.iterdir()) == []
+    remove_draws(weights)
+
+
+def test_damaged_logs_of_draws_are_refused_in_one_line_and_not_written_over(tmp_path):
+    made = tmp_path / "checkpoints" / "mann-0.safetensors"
+    with pytest.raises(RecordError, match=r"the log of mann-0\.safetensors in .* is missing"):
+        read_draws(made)
+    add_draws(made, draws_of(1))
+    path = tmp_path / DRAWS_FILE
+    whole = path.read_bytes()
+    pq.write_table(answers_table(), path)
+    for damaged in (whole[: len(whole) // 2], b"<html>", path.read_bytes()):
+        path.write_bytes(damaged)
+        for use in (read_draws, remove_draws, lambda made: add_draws(made, draws_of(2))):
+            with pytest.raises(RecordError, match=r"^[^\n]* has no logs of .*; restore the file$"):
+                use(made)
+        assert path.read_bytes() == damaged
+
+
+def test_classes_are_named_once_and_the_same_draws_take_no_room(tmp_path):
+    room = []
+    for number, seed in enumerate((1, 1, 2)):
+        add_draws(tmp_path / "checkpoints" / f"mann-{number}.safetensors", draws_of(seed))
+        room.append((tmp_path / DRAWS_FILE).stat().st_size)
+    assert room[1] < room[0] + 300
+    assert room[2] < room[1] + 4000 + 300, "a byte for each count"
 
 
 def test_record_key_depends_on_meaning_and_not_on_order():

@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -17,14 +18,17 @@ from fewshot.harness.config import Suite, parse_suite, read_suite
 from fewshot.harness.job import Update, run_job
 from fewshot.harness.plan import Job, load_split, training_key
 from fewshot.harness.record import (
+    DRAWS_FILE,
     RECORDS_FILE,
     Record,
     answers_digest,
     read_answers,
     read_draws,
     read_records,
+    remove_draws,
 )
 from fewshot.harness.run import run_suite, train_learner
+from fewshot.harness.train import draws_digest
 from fewshot.harness.verify import verify_records
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -90,6 +94,11 @@ def figures(records: list[Record]) -> dict[str, dict[str, Any]]:
     return {record.key: record.model_dump(mode="json", exclude=passing) for record in records}
 
 
+def logs(folder: Path) -> dict[str, list[tuple[str, str, int]]]:
+    """The log of draws of each checkpoint."""
+    return {path.name: read_draws(path) for path in (folder / "checkpoints").iterdir()}
+
+
 def test_a_suite_has_a_record_for_each_learner_seed_and_test(suite: Suite, tiny_results: Path) -> None:
     records = read_records(tiny_results)
     assert len(records) == len(figures(records)) == 4 * 3
@@ -129,13 +138,13 @@ def test_a_suite_has_a_record_for_each_learner_seed_and_test(suite: Suite, tiny_
 def test_curves_and_draws_lie_beside_the_records(tiny_results: Path) -> None:
     stems = {"prototypical-0", "lstm-0", "lstm-1"}
     assert {path.stem for path in (tiny_results / "curves").iterdir()} == stems
-    logs = {f"{stem}.tsv.xz" for stem in stems | {"nearest_neighbour-0"}}
-    assert {path.name for path in (tiny_results / "draws").iterdir()} == logs
+    made = {f"{stem}.safetensors" for stem in stems | {"nearest_neighbour-0"}}
+    assert set(pq.read_table(tiny_results / DRAWS_FILE)["file"].to_pylist()) == made
     curve = (tiny_results / "curves" / "lstm-1.csv").read_text().splitlines()
     assert curve[0] == "learner,train_seed,step,episodes,seconds,loss,val_accuracy,val_second,train_accuracy"
     assert all(line.endswith(",") for line in curve[1:]), "training classes were not watched"
     assert [line.split(",")[:4] for line in curve[1:]] == [["lstm", "1", "3", "6"], ["lstm", "1", "6", "12"]]
-    drawn = read_draws(tiny_results / "draws" / "lstm-0.tsv.xz")
+    drawn = read_draws(tiny_results / "checkpoints" / "lstm-0.safetensors")
     assert {side for side, _, _ in drawn} == {"train", "val"}
 
 
@@ -157,12 +166,13 @@ def test_processes_side_by_side_give_the_same_figures_and_none_costs_another_its
             on_update=seen.append,
         )
     assert figures(read_records(tmp_path / "two")) == figures(read_records(tiny_results))
+    assert logs(tmp_path / "two") == logs(tiny_results)
     assert {update.job for update in seen} >= set(JOBS)
     assert sum(update.record is not None for update in seen) == 12
 
 
 def test_a_job_hands_up_what_it_measured_and_writes_none_of_it(suite: Suite, tmp_path: Path) -> None:
-    """Records and answers of several jobs share files: one process writes them, locked or not."""
+    """Records, answers and logs of several jobs share files: one process writes them, locked or not."""
     settings = next(settings for settings in suite.learner if settings.id == "nearest_neighbour")
     seen: list[Update] = []
     run_job(Job(suite, settings, 0, tmp_path / "results", None, "cpu", 1), seen.append)
@@ -170,7 +180,10 @@ def test_a_job_hands_up_what_it_measured_and_writes_none_of_it(suite: Suite, tmp
     assert len(made) == 3
     for record, answers in made:
         assert record.answers_sha256 == answers_digest(answers)
-    assert {path.name for path in (tmp_path / "results").iterdir()} == {"checkpoints", "draws"}
+    ((checkpoint, draws),) = (update.draws for update in seen if update.draws)
+    assert checkpoint == tmp_path / "results" / "checkpoints" / "nearest_neighbour-0.safetensors"
+    assert draws_digest(list(draws)) == made[0][0].train_classes_digest
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {"checkpoints"}
 
 
 def test_a_second_run_does_nothing(suite: Suite, results: Path, trained: list[str]) -> None:
@@ -248,8 +261,10 @@ def test_fresh_forgets_records_and_weights(suite: Suite, results: Path, trained:
 
 def test_fresh_forgets_only_the_learners_to_run(suite: Suite, results: Path, trained: list[str]) -> None:
     before = read_records(results)
+    draws = logs(results)
     made = run_suite(suite, results, jobs=1, fresh=True, only=("lstm",))
     assert trained == ["lstm seed 0", "lstm seed 1"]
+    assert logs(results) == draws
     assert {record.learner for record in made} == {"lstm"}
     assert figures(read_records(results)) == figures(before)
     kept = [record for record in read_records(results) if record.learner != "lstm"]
@@ -571,8 +586,8 @@ def test_weights_of_another_checkpoint_answer_under_their_own_name(
     assert [(r.train_seed, Path(str(r.checkpoint)).name) for r in both] == [
         (seed, f"lstm-{seed}.safetensors") for seed in (0, 1) for _ in range(len(both) // 2)
     ]
-    (recorded / "draws" / "lstm-1.tsv.xz").unlink()
-    with pytest.raises(RecordError, match=r"lstm-1\.tsv\.xz is missing: it says which classes"):
+    remove_draws(recorded / "checkpoints" / "lstm-1.safetensors")
+    with pytest.raises(RecordError, match=r"the log of lstm-1\.safetensors in .* is missing: it says which"):
         run_suite(changed(tiny_suite, learner=[seeds]), tmp_path / "missing", jobs=1)
 
 

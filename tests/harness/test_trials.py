@@ -16,7 +16,7 @@ from fewshot.harness.audit.tasks import plan_audit
 from fewshot.harness.config import TRIAL_SEED, Suite, parse_suite
 from fewshot.harness.job import Update
 from fewshot.harness.plan import fresh_learner, load_split
-from fewshot.harness.record import RECORDS_FILE, read_draws, read_records, write_draws
+from fewshot.harness.record import RECORDS_FILE, add_draws, read_draws, read_records
 from fewshot.harness.run import run_suite
 from fewshot.harness.train import train
 from fewshot.harness.trials import Trial, best_of, read_trials, recorded_trials
@@ -88,13 +88,15 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_trials_come_first_and_once_for_all_seeds(tried_results: tuple[Path, list[Update]]) -> None:
     stages = list(dict.fromkeys((update.job, update.stage) for update in tried_results[1]))
-    assert stages[:4] == [
+    assert stages[:6] == [
         ("prototypical", "trial 1/2"),
         ("prototypical", "trial 2/2"),
+        ("prototypical", "trials"),
         ("prototypical seed 0", "training"),
+        ("prototypical seed 0", "stored"),
         ("prototypical seed 0", "testing"),
     ]
-    assert sum(stage.startswith("trial") for _, stage in stages) == 2
+    assert sum(stage.startswith("trial ") for _, stage in stages) == 2
     folder = tried_results[0]
     assert [path.name for path in (folder / "trials").iterdir()] == ["prototypical.json"]
 
@@ -112,7 +114,7 @@ def test_a_trial_is_measured_as_weights_are_in_training(
         log = train(fresh_learner(tried, TRIAL_SEED, split), split, settings, train_seed=TRIAL_SEED)
         assert trial.accuracy == pytest.approx(log.best_accuracy, abs=1e-7)
         assert trial.ci95 == pytest.approx(log.best_ci95, abs=1e-7)
-    drawn = read_draws(tried_results[0] / "draws" / "prototypical.tsv.xz")
+    drawn = read_draws(tried_results[0] / "trials" / "prototypical.json")
     assert {side for side, *_ in drawn} == {"train", "val"}
     episodes = len(CANDIDATES) * STEPS * suite.learner[0].train.batch
     assert sum(count for side, _, count in drawn if side == "train") == 3 * episodes
@@ -163,7 +165,7 @@ def test_a_killed_run_goes_on_after_the_trials_that_are_done(
     assert not (tmp_path / "killed" / "trials").exists()
     seen: list[Update] = []
     run_suite(suite, tmp_path / "killed", jobs=1, on_update=seen.append)
-    assert {update.stage for update in seen if update.stage.startswith("trial")} <= {"trial 2/2"}
+    assert {update.stage for update in seen if update.stage.startswith("trial")} <= {"trial 2/2", "trials"}
     held, again = (
         read_trials(folder / "trials" / "prototypical.json") for folder in (results, tmp_path / "killed")
     )
@@ -258,7 +260,7 @@ def name_another_log(content: dict[str, Any]) -> None:
         (put_chosen_last, "was chosen, and"),
         (make_the_chosen_worse, "was chosen, and"),
         (leave_out_candidates, "has other trials than the record's settings"),
-        (name_another_log, "is not the log of classes that was recorded"),
+        (name_another_log, "is not the one that was recorded"),
     ],
 )
 def test_trials_that_do_not_agree_with_themselves_are_noticed(results: Path, change: Any, says: str) -> None:
@@ -298,7 +300,7 @@ def test_an_audit_names_the_trials_and_counts_what_they_drew(results: Path) -> N
     (finding,) = (each for each in plan_audit(results)[0]() if each.guard == guard)
     assert finding.holds
     assert "best of 2 trials of 4 updates on validation classes" in finding.seen
-    path = results / "draws" / "prototypical.tsv.xz"
-    write_draws(path, [*read_draws(path), ("test", "test/00", 1)])
+    path = results / "trials" / "prototypical.json"
+    add_draws(path, [*read_draws(path), ("test", "test/00", 1)])
     failed = {each.guard for each in plan_audit(results)[0]() if not each.holds}
     assert failed >= {guard, "test classes were never drawn before the end"}

@@ -1,7 +1,6 @@
 """Verification: untouched results agree; whatever is changed in them is noticed and named."""
 
 import json
-import lzma
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,14 +18,16 @@ from fewshot.errors import DataError, RecordError
 from fewshot.harness import verify as verifying
 from fewshot.harness.checkpoint import checkpoint_facts, load_learner, save_learner
 from fewshot.harness.record import (
+    DRAWS_FILE,
     RECORDS_FILE,
     Record,
     add_answers,
+    add_draws,
     answer_columns,
     answers_digest,
     read_answers,
     read_records,
-    write_draws,
+    remove_draws,
 )
 from fewshot.harness.statistics import summarise
 from fewshot.harness.train import draws_digest
@@ -114,25 +115,30 @@ def test_a_changed_interval_is_noticed(results: Path, field: str) -> None:
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (lzma.compress(b"train\tsomething\t3\n"), "is not the log of classes that was recorded"),
-        (lzma.compress(b"no log\n"), "is not the log of classes that was recorded"),
-        (lzma.compress(b""), "is not the log of classes that was recorded"),
-        (b"train\tsomething\t3\n", "is not the log of classes that was recorded"),
-        (lzma.compress(b"train\tsomething\t3\n")[:-9], "is not the log of classes that was recorded"),
-        (None, "is missing: it says which classes were drawn"),
+        (lambda path: add_draws(path, [("train", "something", 3)]), "is not the one that was recorded"),
+        (remove_draws, "is missing: it says which classes were drawn"),
     ],
 )
 def test_a_changed_log_of_the_classes_drawn_is_noticed(
-    results: Path, damage: bytes | None, says: str
+    results: Path, damage: Callable[[Path], None], says: str
 ) -> None:
-    path = results / "draws" / "prototypical-0.tsv.xz"
-    if damage is None:
-        path.unlink()
-    else:
-        path.write_bytes(damage)
+    damage(results / "checkpoints" / "prototypical-0.safetensors")
     verdicts = list(verify_records(results, jobs=1))
     for verdict in verdicts:
         assert (says in str(verdict.problem)) == (verdict.record.learner == "prototypical")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"), [(b"no log", "has no logs of the classes drawn"), (None, "is missing")]
+)
+def test_a_damaged_or_missing_file_of_logs_is_noticed(
+    results: Path, content: bytes | None, says: str
+) -> None:
+    path = results / DRAWS_FILE
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    assert all(says in str(verdict.problem) for verdict in verify_records(results, jobs=1))
 
 
 @pytest.mark.parametrize(
@@ -147,7 +153,7 @@ def test_a_log_that_says_test_classes_were_drawn_is_noticed(
 ) -> None:
     """Even where the record and the checkpoint were made with it."""
     rows = [("train", "train/00", 3), row]
-    write_draws(results / "draws" / "nearest_neighbour-0.tsv.xz", rows)
+    add_draws(results / "checkpoints" / "nearest_neighbour-0.safetensors", rows)
     number = number_of(results, "nearest_neighbour", "kshot")
     record = read_records(results)[number]
     path = results / str(record.checkpoint)

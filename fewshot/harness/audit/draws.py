@@ -1,7 +1,7 @@
 """Guards on what a training drew, by its log of draws: (side, class name, times drawn) of every class.
 
-The log stands beside each checkpoint. A class is the set of its images, so classes that stay apart keep their
-images apart; a turned class is its parent's twin and belongs to its parent's side.
+Each checkpoint has such a log. A class is the set of its images, so classes that stay apart keep their images
+apart; a turned class is its parent's twin and belongs to its parent's side.
 """
 
 from collections import defaultdict
@@ -11,11 +11,9 @@ from pathlib import Path
 from fewshot.data.split import ClassPool, Split, upright_name
 from fewshot.errors import RecordError
 from fewshot.harness.audit.finding import Finding
-from fewshot.harness.record import Record
+from fewshot.harness.record import Draws, Record
 from fewshot.harness.train import draws_digest
 from fewshot.harness.trials import recorded_trials
-
-Draws = Sequence[tuple[str, str, int]]
 
 TRAIN_APART = "train it again on one split, whose sides do not overlap"
 SELECT_ON_VALIDATION = "train it again, with weights chosen on validation classes"

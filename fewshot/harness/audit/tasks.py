@@ -19,7 +19,6 @@ from fewshot.episodes.sampler import EpisodeSampler
 from fewshot.errors import RecordError
 from fewshot.harness.audit.answers import first_presentations_are_guesses
 from fewshot.harness.audit.draws import (
-    Draws,
     log_is_whole,
     settings_are_the_best_tried,
     sides_are_apart,
@@ -34,7 +33,7 @@ from fewshot.harness.config import LearnerSettings, Suite, read_suite
 from fewshot.harness.evaluate import describe
 from fewshot.harness.plan import adopted, check_learner_settings, load_split, untrained
 from fewshot.harness.processes import prepare_process, run_side_by_side
-from fewshot.harness.record import Record, draws_beside, read_answers, read_draws, read_records
+from fewshot.harness.record import Draws, Record, read_answers, read_draws, read_records
 from fewshot.harness.train import count_draws, training_pools, training_protocol, validation_protocol
 from fewshot.harness.trials import read_trial_draws
 from fewshot.harness.verify import protocol_of, recorded_split
@@ -123,7 +122,7 @@ def _audit_weights(folder: Path, record: Record, root: Path | None) -> list[Find
     learner = load_learner(path, options=record.config["options"])
     learned = audit_learner(subject, learner, pool, learner.way if learner.fixed_way else record.way)
     try:
-        draws = read_draws(draws_beside(path))
+        draws = read_draws(path)
         drawn = draws + read_trial_draws(folder, record)
     except RecordError as error:
         return [
@@ -163,7 +162,7 @@ def _audit_planned(suite: Suite, settings: LearnerSettings, root: Path | None) -
     training, tested = load_split(suite.training_data, root), load_split(suite.data, root)
     learner = untrained(settings, training)
     weights = adopted(settings, settings.train_seeds[0])
-    draws: Draws = read_draws(draws_beside(weights)) if weights else _planned_draws(settings, training)
+    draws: Draws = read_draws(weights) if weights else _planned_draws(settings, training)
     here = training.train.image_set.name == tested.test.image_set.name
     tests = [test for test in suite.test if not learner.refusal(test.build())]
     if not tests:

@@ -17,7 +17,7 @@ from fewshot.harness.audit.draws import (
     test_classes_were_unseen as classes_were_unseen,
 )
 from fewshot.harness.config import KShotSettings, TrainSettings
-from fewshot.harness.record import Record, draws_beside, read_draws, read_records
+from fewshot.harness.record import Record, read_draws, read_records
 from fewshot.harness.train import draw_rows, draws_digest, train
 from fewshot.learners.prototypical import Prototypical
 
@@ -38,7 +38,7 @@ def record(tiny_results: Path) -> Record:
 @pytest.fixture
 def log(tiny_results: Path, record: Record) -> list[tuple[str, str, int]]:
     assert record.checkpoint is not None
-    return read_draws(draws_beside(tiny_results / record.checkpoint))
+    return read_draws(tiny_results / record.checkpoint)
 
 
 def test_honest_logs_pass(split: Split, record: Record, log: list[tuple[str, str, int]]) -> None:

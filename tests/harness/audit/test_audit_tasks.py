@@ -16,11 +16,11 @@ from fewshot.harness.audit.tasks import carry_out, plan_audit
 from fewshot.harness.record import (
     RECORDS_FILE,
     add_answers,
-    draws_beside,
+    add_draws,
     read_answers,
     read_draws,
     read_records,
-    write_draws,
+    remove_draws,
 )
 from fewshot.harness.train import draws_digest
 from fewshot.report.audit import lines, table
@@ -79,9 +79,9 @@ def keep(folder: Path, learner: str, **fields: Any) -> None:
     path.write_text("".join(json.dumps(one) + "\n" for one in kept))
 
 
-def log_of(folder: Path, learner: str) -> Path:
+def checkpoint_of(folder: Path, learner: str) -> Path:
     record = next(record for record in read_records(folder) if record.learner == learner)
-    return draws_beside(folder / str(record.checkpoint))
+    return folder / str(record.checkpoint)
 
 
 def test_untouched_results_pass_every_guard(tiny_results: Path) -> None:
@@ -113,9 +113,9 @@ def test_a_suite_that_trains_on_its_test_classes_is_found(tiny_suite: Path, tmp_
 
 
 def test_a_log_with_test_classes_is_found_though_the_record_agrees_with_it(results: Path) -> None:
-    path = log_of(results, "prototypical")
+    path = checkpoint_of(results, "prototypical")
     draws = [*read_draws(path), ("test", "test/00", 12)]
-    write_draws(path, draws)
+    add_draws(path, draws)
     keep(results, "prototypical", train_classes_digest=draws_digest(draws))
     assert failing(results) == {
         "test classes were never drawn before the end": {"prototypical seed 0"},
@@ -124,7 +124,7 @@ def test_a_log_with_test_classes_is_found_though_the_record_agrees_with_it(resul
 
 def test_a_missing_log_is_found(results: Path) -> None:
     keep(results, "prototypical")
-    log_of(results, "prototypical").unlink()
+    remove_draws(checkpoint_of(results, "prototypical"))
     assert failing(results) == {"the log has all that was drawn": {"prototypical seed 0"}}
 
 
