@@ -413,20 +413,26 @@ def verify(
     jobs: JobsOption = None,
     data: DataOption = None,
 ) -> None:
-    """Measure recorded figures again from their stored weights; exit code 1 where one does not agree."""
+    """Measure recorded figures again from their stored weights; exit code 1 where one does not agree.
+
+    Exit code 2 where none disagrees, and one cannot be measured here: its learner's own code is missing.
+    """
     from fewshot.data.progress import progress
     from fewshot.harness.record import read_records
     from fewshot.harness.verify import verify_records
 
     total = len(read_records(results))
-    bad = 0
+    differ = unmeasured = 0
     with progress("verifying", total) as advance:
         for verdict in verify_records(results, root=data, full=full, jobs=jobs):
             advance(1)
-            bad += verdict.problem is not None
+            unmeasured += not verdict.measured
+            differ += verdict.measured and verdict.problem is not None
             print(verdict)
-    print(f"{total - bad} of {total} records of {results} agree with their stored weights")
-    raise typer.Exit(1 if bad else 0)
+    agree = total - differ - unmeasured
+    rest = f"; {unmeasured} could not be measured here" if unmeasured else ""
+    print(f"{agree} of {total} records of {results} agree with their stored weights{rest}")
+    raise typer.Exit(1 if differ else 2 if unmeasured else 0)
 
 
 @app.command()

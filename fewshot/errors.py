@@ -5,6 +5,7 @@
     ├── SplitError       class splits that are unknown, overlap or miss a side
     ├── EpisodeError     episodes that the classes at hand cannot supply
     ├── LearnerError     unknown learners, wrong options, unreadable checkpoints, broken promises
+    │   └── AbsentError  own code, or weights of others, that a learner is made of and that are not here
     ├── InteropError     another library that is absent, or what it gives is not what is needed
     └── RecordError      suites and results that are malformed, unwritable or do not agree
 
@@ -33,6 +34,10 @@ class EpisodeError(FewshotError):
 
 class LearnerError(FewshotError):
     """Raised for unknown learners, wrong options, unreadable checkpoints and broken promises."""
+
+
+class AbsentError(LearnerError):
+    """Raised when own code or weights of others, of which a learner is made, are not on this machine."""
 
 
 class InteropError(FewshotError):

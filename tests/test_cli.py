@@ -303,6 +303,43 @@ def test_verify_ends_with_1_where_a_record_does_not_agree(
     assert f"11 of 12 records of {results} agree with their stored weights" in outcome.out
 
 
+def test_verify_ends_with_2_where_code_of_ones_own_is_missing(
+    fewshot: Command, tiny_suite: Path, image_folder: Path
+) -> None:
+    """It was not measured, which is no disagreement; one of another record counts more."""
+    Path("gone_learner.py").write_text(OWN_LEARNER)
+    suite = Path("gone.toml")
+    content = tiny_suite.read_text(encoding="utf-8")
+    suite.write_text(
+        content.replace('id = "prototypical"', 'id = "gone_learner:Brightness"').replace(
+            "options = { widths = [4, 4] }", ""
+        )
+    )
+    only = ["--only", "gone_learner:Brightness", "--only", "nearest_neighbour"]
+    assert fewshot("run", suite, "--out", "results", "--jobs", 1, *only).code == 0
+    Path("gone_learner.py").unlink()
+    sys.modules.pop("gone_learner")
+    verify = ["verify", "results", "--jobs", 1, "--data", image_folder.parent]
+    outcome = fewshot(*verify)
+    assert outcome.code == 2
+    told = [
+        line
+        for line in outcome.out.splitlines()
+        if line.startswith("not measured  gone_learner:Brightness  ")
+    ]
+    assert len(told) == 3
+    assert all(
+        line.endswith("No module named 'gone_learner': go to where it lies, or install it") for line in told
+    )
+    assert outcome.out.endswith(
+        "3 of 6 records of results agree with their stored weights; 3 could not be measured here\n"
+    )
+    lines = Path("results", RECORDS_FILE).read_text().splitlines()
+    lines = [json.dumps(json.loads(line) | {"accuracy": 0.5}) for line in lines]
+    Path("results", RECORDS_FILE).write_text("\n".join(lines) + "\n")
+    assert fewshot(*verify).code == 1
+
+
 @pytest.mark.parametrize("leak", [False, True])
 def test_audit_ends_with_1_where_a_guard_fails(
     fewshot: Command, results: Path, image_folder: Path, leak: bool

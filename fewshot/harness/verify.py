@@ -25,7 +25,7 @@ from fewshot.data.split import Split
 from fewshot.data.splits import split_classes
 from fewshot.episodes.protocol import KShot, Protocol, Stream
 from fewshot.episodes.sampler import EpisodeSampler
-from fewshot.errors import FewshotError, RecordError
+from fewshot.errors import AbsentError, FewshotError, RecordError
 from fewshot.harness.checkpoint import checkpoint_facts, file_sha256, load_learner
 from fewshot.harness.evaluate import evaluate
 from fewshot.harness.processes import die_with_parent, prepare_process
@@ -55,6 +55,7 @@ class Verdict:
     """What verifying one record gave; problem is None where all agrees.
 
     same_answers: fraction of the answers that are those recorded; difference: of accuracy, a fraction.
+    measured: not where what the learner is made of is not here, and the problem says what.
     """
 
     record: Record
@@ -62,6 +63,7 @@ class Verdict:
     same_answers: float
     difference: float
     problem: str | None
+    measured: bool = True
 
     def __str__(self) -> str:
         record = self.record
@@ -69,6 +71,8 @@ class Verdict:
         setting = f"{record.shot}-shot" if isinstance(protocol, KShot) else f"stream, {protocol.manner}"
         turned = ", rotated classes" if record.rotated_test_classes else ""
         name = f"{record.learner}  {record.dataset}  {record.way}-way {setting}{turned}"
+        if not self.measured:
+            return f"not measured  {name}: {self.problem}"
         if self.problem:
             return f"DIFFERS  {name}: {self.problem}"
         return (
@@ -109,7 +113,7 @@ def verify_record(folder: Path, record: Record, root: Path | None, full: bool) -
     try:
         same, difference = _measure_again(folder, record, root, episodes)
     except FewshotError as error:
-        return Verdict(record, 0, 0.0, 1.0, str(error))
+        return Verdict(record, 0, 0.0, 1.0, str(error), measured=not isinstance(error, AbsentError))
     problem = None
     if same < LEAST_SAME_ANSWERS:
         problem = f"only {100 * same:.2f} % of the answers are those recorded"

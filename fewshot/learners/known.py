@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from fewshot.errors import LearnerError, unknown
+from fewshot.errors import AbsentError, LearnerError, unknown
 
 Thing = TypeVar("Thing")
 
@@ -44,27 +44,27 @@ class Known(Generic[Thing]):
     def find(self, name: str) -> Thing:
         """What has this name, or is "package.module:attribute".
 
-        Raises LearnerError, in one line, for a name that is neither, and for a module that does not import.
+        Raises AbsentError, in one line, for a name that is neither, and for a module that does not import.
         """
         if name in self.things:
             return self.things[name]
         home, _, attribute = name.partition(":")
         if not all(part.isidentifier() for part in (*home.split("."), attribute)):
-            raise LearnerError(
+            raise AbsentError(
                 f"{self._unknown(name)}; register your own first, or name a {self.noun} as {self.example}"
             )
         try:
             module = importlib.import_module(home)
         except Exception as error:  # a stranger's module may raise anything
             if isinstance(error, ModuleNotFoundError) and f"{home}.".startswith(f"{error.name}."):
-                raise LearnerError(
+                raise AbsentError(
                     f"{self._unknown(name)}; and {error}: go to where it lies, or install it"
                 ) from None
             text = " ".join(str(error).split())
-            raise LearnerError(f"module {home} does not import: {type(error).__name__}: {text}") from error
+            raise AbsentError(f"module {home} does not import: {type(error).__name__}: {text}") from error
         found: Thing = getattr(module, attribute, None)  # type: ignore[assignment]
         if not self.fits(found):
-            raise LearnerError(f"{self._unknown(name)}; and module {home} has no {self.noun} {attribute!r}")
+            raise AbsentError(f"{self._unknown(name)}; and module {home} has no {self.noun} {attribute!r}")
         return found
 
     def _unknown(self, name: str) -> str:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fewshot.errors import LearnerError
+from fewshot.errors import AbsentError, LearnerError
 from fewshot.learners.feature_cache import cached_features, weights_digest
 from fewshot.learners.image_network import ImageNetwork
 
@@ -106,7 +106,7 @@ def published_weights(architecture: Architecture) -> Path:
     address: str = published[architecture].url
     path = Path(torch.hub.get_dir()) / "checkpoints" / address.rpartition("/")[2]
     if not path.is_file():
-        raise LearnerError(
+        raise AbsentError(
             f"the published weights of {architecture} are not on this machine, and nothing is downloaded "
             f"unasked: download {address} (BSD-3-Clause) to {path}, or give a file of your own as weights"
         )
@@ -126,7 +126,7 @@ def _load(network: nn.Module, path: Path, architecture: str) -> None:
         )
         network.load_state_dict({key: value for key, value in state.items() if not key.startswith("fc.")})
     except FileNotFoundError:
-        raise LearnerError(
+        raise AbsentError(
             f'no file of weights {path}: give one that is there, or weights = "{PUBLISHED}"'
         ) from None
     except (

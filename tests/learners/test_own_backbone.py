@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fewshot.episodes.batch import KShotBatch
 from fewshot.episodes.protocol import KShot
 from fewshot.episodes.sampler import EpisodeSampler
-from fewshot.errors import LearnerError
+from fewshot.errors import AbsentError, LearnerError
 from fewshot.harness.checkpoint import load_learner, save_learner
 from fewshot.harness.config import TrainSettings
 from fewshot.harness.evaluate import evaluate
@@ -176,7 +176,7 @@ def test_a_checkpoint_of_one_that_is_not_registered_says_so(
     path = tmp_path / "learner.safetensors"
     save_learner(build_learner("mann", SHAPE, WAY, chosen("mann")), path, "mann", chosen("mann"))
     monkeypatch.setattr(backbones, "_OWN", dataclasses.replace(backbones._OWN, things={}))
-    with pytest.raises(LearnerError) as refused:
+    with pytest.raises(AbsentError) as refused:
         load_learner(path)
     assert str(refused.value) == (
         "unknown backbone 'tiny': there is conv, resnet12, resnet12_narrow, resnet18, resnet50; "

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewshot.errors import LearnerError
+from fewshot.errors import AbsentError, LearnerError
 from fewshot.learners import registry
 from fewshot.learners.base import Learner
 from fewshot.learners.mann import Mann
@@ -122,7 +122,7 @@ def test_a_learner_is_found_in_its_module(own_module: None, name: str) -> None:
     ],
 )
 def test_an_unknown_learner_is_one_line_with_the_nearest(own_module: None, name: str, says: str) -> None:
-    with pytest.raises(LearnerError) as caught:
+    with pytest.raises(AbsentError) as caught:
         learner_class(name)
     assert says in str(caught.value)
     assert "count_guesser" in str(caught.value)
@@ -144,7 +144,7 @@ def test_a_module_that_does_not_import_says_why(
 ) -> None:
     (tmp_path / "a_broken_module.py").write_text(source, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(LearnerError) as caught:
+    with pytest.raises(AbsentError) as caught:
         learner_class("a_broken_module:Own")
     assert str(caught.value).startswith(f"module a_broken_module does not import: {says}")
     assert "\n" not in str(caught.value)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fewshot.data.locations import CACHE_VARIABLE, cache_root
 from fewshot.episodes.batch import KShotBatch, Support
-from fewshot.errors import DataError, LearnerError
+from fewshot.errors import AbsentError, DataError, LearnerError
 from fewshot.harness.checkpoint import load_learner, save_learner
 from fewshot.harness.plan import plain
 from fewshot.learners import backbones, feature_cache
@@ -271,7 +271,7 @@ def test_published_weights_are_never_downloaded_unasked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(LearnerError, match=r"not on this machine.*download https://\S+ \(BSD-3-Clause\) to "):
+    with pytest.raises(AbsentError, match=r"not on this machine.*download https://\S+ \(BSD-3-Clause\) to "):
         TorchvisionResNet((3, 32, 32), "resnet18", "published")
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "resnet18-f37072fd.pth").write_bytes(b"half a file")
@@ -287,6 +287,7 @@ def test_a_file_of_other_weights_is_refused_in_one_line(tmp_path: Path, content:
         expected = "no file of weights" if content is None else "does not hold a state dict of torchvision's"
         with pytest.raises(LearnerError, match=expected) as refused:
             TorchvisionResNet((3, 32, 32), "resnet18", str(tmp_path / name))
+        assert isinstance(refused.value, AbsentError) == (content is None)
         assert "\n" not in str(refused.value)
 
 
