@@ -25,6 +25,7 @@ from fewshot.harness.plan import (
     Job,
     PlannedTest,
     fresh_learner,
+    has_own_code,
     load_split,
     plain,
     planned_tests,
@@ -56,6 +57,7 @@ from fewshot.learners.base import Learner
 from fewshot.learners.registry import learner_class, options_of, telling_options
 
 CURVE_ROWS = 100
+OWN_CODE_NOTE = "code of one's own is not watched: after a change, --fresh trains and measures again"
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,15 @@ def run_job(job: Job, report: Report) -> None:
     test_split = load_split(job.suite.data, job.root)
     train_key = training_key(job, training_split)
     missing = [test for test in planned_tests(job, test_split, train_key) if test.key not in job.known]
+    note = OWN_CODE_NOTE if has_own_code(job.learner) else ""
     if not missing:
-        report(Update(job.name, "recorded", 1, 1))
+        report(Update(job.name, "recorded", 1, 1, note))
         return
     job = settled(job, training_split, report)
     path = job.checkpoint
     trained = path.exists() and checkpoint_facts(path).get("train_key") == train_key
+    if trained and note:
+        report(Update(job.name, "trained", 1, 1, note))
     if not (job.weights or trained):
         make_checkpoint(job, training_split, train_key, report)
     learner = load_learner(path, options=job.learner.options).to(job.device)

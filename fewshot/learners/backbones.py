@@ -235,7 +235,7 @@ class Backbone:
 
     def __post_init__(self) -> None:
         check_fraction(drop_rate=self.drop_rate)
-        if self.name not in _OWN.reserved:
+        if self.own:
             _OWN.find(self.name)
         elif self.frozen and self.name not in get_args(Architecture):
             raise LearnerError(f"a frozen {self.name} would stay random: leave frozen out")
@@ -243,6 +243,11 @@ class Backbone:
             raise LearnerError(f"weights are of torchvision's ResNets alone; got {self.name!r}")
         if self.drop_rate and self.name not in RESNET12_WIDTHS:
             raise LearnerError(f"drop_rate is of ResNet-12 alone; got {self.name!r}")
+
+    @property
+    def own(self) -> bool:
+        """Whether it is a network of somebody's own."""
+        return self.name not in _OWN.reserved
 
     def build(
         self,

@@ -56,6 +56,10 @@ class Mean(Learner):
     def predict(self, state, images):
         return -self.sign * (images.flatten(2).mean(2, keepdim=True) - state.unsqueeze(1)).abs()
 """
+OWN_BACKBONE = """
+def flat(image_shape):
+    return torch.nn.Flatten()
+"""
 
 
 @pytest.fixture
@@ -312,6 +316,35 @@ def test_a_learner_of_ones_own_runs_from_its_module(
     )
     assert min(best) > 1 / 3 > max(worst)
     assert (tmp_path / "own" / "checkpoints" / "my_package.own.Mean-0.safetensors").is_file()
+
+
+def test_what_is_recorded_of_code_of_ones_own_says_how_to_measure_it_again(
+    tiny_suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_parts.py").write_text(OWN_LEARNER + OWN_BACKBONE)
+    monkeypatch.syspath_prepend(tmp_path)
+    own_network = {"backbone": {"name": "own_parts:flat"}}
+    learners = [
+        {"id": "own_parts:Mean"},
+        {"id": "nearest_feature", "options": own_network},
+        {"id": "nearest_feature:ours", "options": {"widths": [4]}},
+    ]
+    suite, folder = changed(tiny_suite, learner=learners), tmp_path / "own"
+    run_suite(suite, folder, jobs=1)
+
+    def told() -> dict[tuple[str, str], str]:
+        seen: list[Update] = []
+        run_suite(suite, folder, jobs=1, on_update=seen.append)
+        return {(update.job, update.stage): update.note for update in seen}
+
+    assert told() == {
+        ("own_parts:Mean", "recorded"): one_job.OWN_CODE_NOTE,
+        ("nearest_feature", "recorded"): one_job.OWN_CODE_NOTE,
+        ("nearest_feature:ours", "recorded"): "",
+    }
+    lines = (folder / RECORDS_FILE).read_text().splitlines(keepends=True)
+    (folder / RECORDS_FILE).write_text("".join(lines[1:]))  # its weights are taken as they are
+    assert told()["own_parts:Mean", "trained"] == one_job.OWN_CODE_NOTE
 
 
 def test_training_on_other_data_is_recorded(tiny_suite: Path, image_folder: Path, tmp_path: Path) -> None:
