@@ -4,6 +4,7 @@ A variant is a suffix after a colon ("mann:no_tie"): a label for tables, the cla
 learner of one's own is named "package.module:Class" (and may carry a variant too), or is registered.
 """
 
+import dataclasses
 import inspect
 import typing
 from collections.abc import Mapping
@@ -110,10 +111,7 @@ def options_of(learner: type[Learner], options: Mapping[str, Any] | None = None)
     try:
         validated = model(**given)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        got = f", got {first['input']!r}" if name in given else ""
-        raise LearnerError(f"option {name} of {learner.__name__}: {first['msg']}{got}") from None
+        raise LearnerError(_refusal(learner, model, error)) from None
     return {name: getattr(validated, name) for name in model.model_fields}
 
 
@@ -148,6 +146,23 @@ def _as_written(hint: Any) -> Any:
     if type(None) not in typing.get_args(hint):
         return hint
     return Annotated[hint, BeforeValidator(lambda value: None if value == "none" else value)]
+
+
+def _refusal(learner: type[Learner], model: type[BaseModel], error: ValidationError) -> str:
+    """The first thing that is wrong with options, in one line; what has fields is a table in a file."""
+    first = error.errors()[0]
+    option, *inside = map(str, first["loc"])
+    hint = model.model_fields[option].annotation
+    kinds = [kind for kind in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(kind)]
+    keys = [field.name for kind in kinds for field in dataclasses.fields(kind)]
+    if first["type"] == "unexpected_keyword_argument":
+        return unknown(f"key of option {option} of {learner.__name__}", inside[-1], keys)
+    got = "" if first["type"] == "missing" else f", got {first['input']!r}"
+    wrong = first["msg"]
+    if first["type"] == "dataclass_type":
+        value = f'"{first["input"]}"' if isinstance(first["input"], str) else "..."
+        wrong = f"it is a table of {', '.join(keys)}, as {option} = {{ {keys[0]} = {value} }}"
+    return f"option {'.'.join((option, *inside))} of {learner.__name__}: {wrong}{got}"
 
 
 def _options_model(learner: type[Learner]) -> type[BaseModel]:

@@ -184,6 +184,33 @@ def test_wrong_options_are_one_line(options: dict[str, object], says: str) -> No
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("backbone", "says"),
+    [
+        (
+            "resnet18",
+            "option backbone of Mann: it is a table of name, weights, frozen, drop_rate, as "
+            "backbone = { name = \"resnet18\" }, got 'resnet18'",
+        ),
+        (
+            ["resnet18"],
+            "option backbone of Mann: it is a table of name, weights, frozen, drop_rate, as "
+            "backbone = { name = ... }, got ['resnet18']",
+        ),
+        (
+            {"name": "resnet18", "wieghts": "published"},
+            "unknown key of option backbone of Mann 'wieghts': did you mean 'weights'? there is drop_rate, "
+            "frozen, name, weights",
+        ),
+        ({"name": 18}, "option backbone.name of Mann: Input should be a valid string, got 18"),
+    ],
+)
+def test_an_option_that_is_a_table_says_what_is_in_it(backbone: object, says: str) -> None:
+    with pytest.raises(LearnerError) as caught:
+        options_of(Mann, {"backbone": backbone})
+    assert str(caught.value) == says
+
+
 def test_the_learner_is_built_with_its_options() -> None:
     learner = build_learner("prototypical:narrow", IMAGE_SHAPE, 7, {"widths": [8, 16]})
     assert isinstance(learner, Prototypical)
