@@ -41,14 +41,34 @@ DataOption = Annotated[
     Path | None,
     typer.Option("--data", help="Data directory; else $FEWSHOT_DATA, else datasets/ or the user's cache."),
 ]
-ProtocolOption = Annotated[ProtocolName, typer.Option(help="kshot (support and query) or stream.")]
+
+
+def _of(protocol: ProtocolName, help: str) -> Any:
+    """An option of one protocol alone: given with the other, it would be a setting that does nothing."""
+
+    def check(context: typer.Context, option: typer.CallbackParam, value: Any) -> Any:
+        asked = context.params.get("protocol", protocol)
+        source = context.get_parameter_source(option.name or "")
+        if asked != protocol and source is not None and source.name == "COMMANDLINE":
+            raise RecordError(
+                f"--{option.name} is of the protocol {protocol}, and {asked} is asked for: leave it out, or "
+                f"add --protocol {protocol}"
+            )
+        return value
+
+    return typer.Option(help=f"{help} ({protocol}).", callback=check)
+
+
+ProtocolOption = Annotated[  # read before the options of the one or the other
+    ProtocolName, typer.Option(help="kshot (support and query) or stream.", is_eager=True)
+]
 WayOption = Annotated[int, typer.Option(help="Classes per episode.")]
-ShotOption = Annotated[int, typer.Option(help="Support images per class (kshot).")]
-QueryOption = Annotated[int, typer.Option(help="Query images per class (kshot).")]
-LengthOption = Annotated[int, typer.Option(help="Images per episode (stream).")]
-CountsOption = Annotated[Counts, typer.Option(help="How often each class comes (stream).")]
-LabelsOption = Annotated[Labels, typer.Option(help="Units, or strings of five letters (stream).")]
-ChainOption = Annotated[int, typer.Option(help="Streams one after the other, as one episode.")]
+ShotOption = Annotated[int, _of("kshot", "Support images per class")]
+QueryOption = Annotated[int, _of("kshot", "Query images per class")]
+LengthOption = Annotated[int, _of("stream", "Images per episode")]
+CountsOption = Annotated[Counts, _of("stream", "How often each class comes")]
+LabelsOption = Annotated[Labels, _of("stream", "Units, or strings of five letters")]
+ChainOption = Annotated[int, _of("stream", "Streams one after the other, as one episode")]
 GroupOption = Annotated[bool, typer.Option("--within-group", help="All classes from one alphabet.")]
 SplitOption = Annotated[str | None, typer.Option(help="Class split; the first of `data list` by default.")]
 LearnerOption = Annotated[
@@ -99,7 +119,7 @@ def train(
     batch: Annotated[int, typer.Option(help="Episodes per update.")] = 16,
     learning_rate: Annotated[float, typer.Option(help="Adam's, falling as a cosine.")] = 1e-3,
     option: LearnerOption = None,
-    train_seed: Annotated[int, typer.Option(help="Seed of weights and training episodes.")] = 0,
+    train_seed: Annotated[int, typer.Option(min=0, help="Seed of weights and training episodes.")] = 0,
     threads: Annotated[
         int, typer.Option(min=1, max=MOST_THREADS, help="Threads; figures repeat at the same number.")
     ] = 1,
@@ -135,7 +155,6 @@ def train(
             ],
         },
         out.name,
-        "fewshot train",
     )
     from fewshot.harness.progress import show_updates
 
@@ -176,7 +195,7 @@ def evaluate(
     chain: ChainOption = 1,
     within_group: GroupOption = False,
     episodes: Annotated[int, typer.Option(min=1, help="How many episodes.")] = 1000,
-    episode_seed: Annotated[int, typer.Option(help="Seed of the episodes.")] = 0,
+    episode_seed: Annotated[int, typer.Option(min=0, help="Seed of the episodes.")] = 0,
     episode_file: Annotated[
         Path | None, typer.Option(help="Episodes from a file of image lists instead of drawn ones.")
     ] = None,
@@ -239,7 +258,7 @@ def inspect_memory(
     counts: CountsOption = "exact",
     within_group: GroupOption = False,
     episode: Annotated[int, typer.Option(min=0, help="Number of the episode to draw.")] = 0,
-    episode_seed: Annotated[int, typer.Option(help="Seed of the episodes.")] = 0,
+    episode_seed: Annotated[int, typer.Option(min=0, help="Seed of the episodes.")] = 0,
     episodes: Annotated[int, typer.Option(min=1, help="Episodes that the score is averaged over.")] = 100,
     out: Annotated[
         Path | None, typer.Option(help="PNG file; <checkpoint>-episode-<number>.png by default.")
@@ -522,7 +541,7 @@ def data_show(
     chain: ChainOption = 1,
     within_group: GroupOption = False,
     episode: Annotated[int, typer.Option(min=0, help="Number of the episode.")] = 0,
-    episode_seed: Annotated[int, typer.Option(help="Seed of the episodes.")] = 0,
+    episode_seed: Annotated[int, typer.Option(min=0, help="Seed of the episodes.")] = 0,
     out: Annotated[Path | None, typer.Option(help="PNG file; <data set>-<protocol>.png by default.")] = None,
     data: DataOption = None,
 ) -> None:

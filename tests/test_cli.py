@@ -200,7 +200,7 @@ def test_train_then_evaluate(fewshot: Command, image_folder: Path) -> None:
 
 
 def test_strings_are_trained_shown_and_measured(fewshot: Command, image_folder: Path) -> None:
-    stream = ["--protocol", "stream", "--length", 9, "--labels", "string", *SMALL]
+    stream = ["--protocol", "stream", "--length", 9, "--labels", "string", "--way", 3]
     train = ["train", "lstm", "--dataset", image_folder, "--out", "mine", "--steps", 1, "--batch", 1, *stream]
     assert 'train one with the option labels = "string"' in refused(fewshot(*train))
     trained = fewshot(*train, "--option", "labels=string", "--option", "hidden_size=4")
@@ -214,7 +214,7 @@ def test_strings_are_trained_shown_and_measured(fewshot: Command, image_folder: 
     assert "answers with strings" in refused(fewshot("evaluate", path, "--dataset", image_folder, *SMALL))
     shown = fewshot("data", "show", image_folder, *stream, "--chain", 2)
     assert (shown.code, shown.out) == (0, "patterns-stream.png\n")
-    chain = [*command.split()[1:], "--dataset", image_folder, *SMALL, "--length", 9, "--episodes", 2]
+    chain = [*command.split()[1:], "--dataset", image_folder, "--length", 9, "--episodes", 2]
     assert "string labels, chain of 3 episodes  " in fewshot(*chain, "--chain", 3).out
     assert "got 0 links" in refused(fewshot(*chain, "--chain", 0))
     trained = fewshot(*train, "--option", "labels=string", "--chain", 2)
@@ -413,13 +413,13 @@ def test_data_check_ends_with_0_for_a_folder_that_reads(fewshot: Command, image_
 
 @pytest.mark.parametrize("protocol", ["kshot", "stream"])
 def test_data_show_draws_an_episode(fewshot: Command, image_folder: Path, protocol: str) -> None:
-    length = ["--length", "9"] if protocol == "stream" else []
-    outcome = fewshot("data", "show", image_folder, "--protocol", protocol, "--rotated", *SMALL, *length)
+    small = ["--way", 3, "--length", 9] if protocol == "stream" else SMALL
+    outcome = fewshot("data", "show", image_folder, "--protocol", protocol, "--rotated", *small)
     assert outcome.code == 0
     assert outcome.out == f"patterns-{protocol}.png\n"
     with Image.open(f"patterns-{protocol}.png") as picture:
         assert min(picture.size) > 100
-    fewshot("data", "show", image_folder, "--protocol", protocol, *SMALL, *length, "--out", "sub/own.png")
+    fewshot("data", "show", image_folder, "--protocol", protocol, *small, "--out", "sub/own.png")
     assert Path("sub/own.png").is_file()
 
 
@@ -518,6 +518,8 @@ def test_bench_is_refused_where_it_could_not_write(fewshot: Command, tmp_path: P
     "arguments",
     [
         ["learn"],
+        ["train", "prototypical", "--train-seed", "-1"],
+        ["evaluate", "any.safetensors", "--episode-seed", "-1"],
         ["run"],
         ["run", "x.toml", "--job", "3"],
         ["verify", "x", "--jobs", "0"],
@@ -619,6 +621,27 @@ def test_classes_with_too_few_images_are_refused(
     fewshot: Command, image_folder: Path, command: list[str], arguments: list[str], says: str
 ) -> None:
     assert says in refused(fewshot(*command, image_folder, *arguments))
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "its", "asked"),
+    [
+        (["train", "prototypical", "--labels", "string"], "--labels", "stream", "kshot"),
+        (["evaluate", "any", "--shot", 1, "--protocol", "stream"], "--shot", "kshot", "stream"),
+        (["data", "show", "glyphs", "--length", 9], "--length", "stream", "kshot"),
+    ],
+)
+def test_a_setting_of_the_other_protocol_is_refused(
+    fewshot: Command, command: list[object], option: str, its: str, asked: str
+) -> None:
+    assert refused(fewshot(*command)) == (
+        f"{option} is of the protocol {its}, and {asked} is asked for: leave it out, or add --protocol {its}"
+    )
+
+
+def test_settings_of_a_training_are_named_as_a_suite_names_them(fewshot: Command, image_folder: Path) -> None:
+    said = refused(fewshot("train", "prototypical", "--dataset", image_folder, "--steps", 0))
+    assert said == "learner 'prototypical': train.steps: Input should be greater than 0 (got 0)"
 
 
 def test_an_unknown_key_in_a_suite_names_the_nearest(fewshot: Command, tiny_suite: Path) -> None:

@@ -5,7 +5,7 @@ setting can never be a setting that silently does nothing.
 """
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -25,6 +25,8 @@ from fewshot.episodes.augment import Augment
 from fewshot.episodes.labels import Labels
 from fewshot.episodes.protocol import Counts, KShot, Range, Stream
 from fewshot.errors import FewshotError, RecordError, unknown
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 TRIAL_SEED = 1_000_081
 """Seed of the weights and the episodes of all trials, and of no training."""
@@ -93,7 +95,7 @@ ProtocolSettings = Annotated[KShotSettings | StreamSettings, Field(discriminator
 class _Test(Settings):
     episodes: PositiveInt = 1000
     """Test episodes; always the first ones of the episode seed."""
-    episode_seed: int = 0
+    episode_seed: Seed = 0
     rotated: tuple[bool, ...] = Field((False,), min_length=1)
     """Whether turned test classes count as classes of their own; one record each."""
 
@@ -217,7 +219,7 @@ class LearnerSettings(Settings):
     options: dict[str, Any] = {}
     train: TrainSettings = TrainSettings()
     """Unused by learners that have nothing to train."""
-    train_seeds: tuple[int, ...] = Field((0,), min_length=1)
+    train_seeds: tuple[Seed, ...] = Field((0,), min_length=1)
     weights: str | None = None
     """A recorded checkpoint to answer with under this row's options, instead of training; "{seed}" in its
     path stands for the train seed."""
@@ -307,28 +309,30 @@ def read_suite(path: Path) -> Suite:
     return parse_suite(content, path.stem, str(path))
 
 
-def parse_suite(content: dict[str, Any], name: str, origin: str) -> Suite:
-    """Check a suite's content; `origin` is how errors name it."""
+def parse_suite(content: dict[str, Any], name: str, origin: str = "") -> Suite:
+    """Check a suite's content; `origin` is how errors name it, if they should."""
+    before = f"{origin}: " if origin else ""
     shared = content.get("train")
     learners = content.get("learner")
     if isinstance(shared, dict) and isinstance(learners, list):
         content = content | {"learner": [_with_shared_training(learner, shared) for learner in learners]}
     try:
         suite = Suite.model_validate(content | {"name": name})
-        for protocol in _protocols(suite):
-            protocol.build()
     except ValidationError as error:
-        raise RecordError(f"{origin}: {first_problem(error)}") from None
-    except FewshotError as error:
-        raise RecordError(f"{origin}: {error}") from None
+        raise RecordError(f"{before}{first_problem(error, content)}") from None
+    for place, protocol in _protocols(suite):
+        try:
+            protocol.build()
+        except FewshotError as error:
+            raise RecordError(f"{before}{place}: {error}") from None
     return suite
 
 
-def first_problem(error: ValidationError) -> str:
-    """The first problem that pydantic found, in one line: where, what."""
+def first_problem(error: ValidationError, content: Mapping[str, Any] | None = None) -> str:
+    """The first problem that pydantic found, in one line: where, what. content: of a suite, by whose ids
+    learners are named."""
     problem = error.errors()[0]
-    tags = ("kshot", "stream")
-    place = ".".join(str(part) for part in problem["loc"] if part not in tags)
+    place = _place([part for part in problem["loc"] if part not in ("kshot", "stream")], content or {})
     message = problem["msg"].removeprefix("Value error, ")
     given = problem.get("input")
     shown = f" (got {given!r})" if isinstance(given, str | int | float) else ""
@@ -341,7 +345,22 @@ def _with_shared_training(learner: Any, shared: dict[str, Any]) -> Any:
     return learner
 
 
-def _protocols(suite: Suite) -> list[KShotSettings | StreamSettings]:
-    training = [learner.train for learner in suite.learner]
-    chosen = [train.validate_on for train in training if train.validate_on]
-    return [*suite.test, *(train.episodes for train in training), *chosen]
+def _place(path: Sequence[str | int], content: Mapping[str, Any]) -> str:
+    """Where a setting stands: "[[test]] 2: way", "learner 'mann': train.steps"."""
+    match path:
+        case ["test" | "learner" as section, int(number), *inside]:
+            row = content[section][number] if section == "learner" else None
+            named = isinstance(row, dict) and "id" in row
+            within = f"learner {row['id']!r}" if named else f"[[{section}]] {number + 1}"
+            return f"{within}: {_place(inside, {})}" if inside else within
+    return ".".join(map(str, path))
+
+
+def _protocols(suite: Suite) -> Iterator[tuple[str, KShotSettings | StreamSettings]]:
+    """All protocols of a suite, and where each stands."""
+    for number, test in enumerate(suite.test, 1):
+        yield f"[[test]] {number}", test
+    for learner in suite.learner:
+        for name in ("episodes", "validate_on"):
+            if asked := getattr(learner.train, name):
+                yield f"learner {learner.id!r}: train.{name}", asked

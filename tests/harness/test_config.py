@@ -84,22 +84,22 @@ def test_training_may_use_other_data() -> None:
         ({"train": {"stpes": 3}}, "train: unknown key 'stpes': did you mean 'steps'?"),
         (
             with_first("learner", {"train_seed": [0]}),
-            "learner.0: unknown key 'train_seed': did you mean 'train_seeds'?",
+            "learner 'prototypical': unknown key 'train_seed': did you mean 'train_seeds'?",
         ),
         (
             with_first("learner", {"train": {"bacth": 3}}),
-            "learner.0.train: unknown key 'bacth': did you mean 'batch'?",
+            "learner 'prototypical': train: unknown key 'bacth': did you mean 'batch'?",
         ),
         (
             with_first("learner", {"train": {"augment": {"angle_degree": 3}}}),
-            "learner.0.train.augment: unknown key 'angle_degree': did you mean 'angle_degrees'?",
+            "learner 'prototypical': train.augment: unknown key 'angle_degree': did you mean 'angle_degr",
         ),
         (
             with_first("learner", {"train": {"episodes": {"protocol": "stream", "lenght": 3}}}),
-            "learner.0.train.episodes: unknown key 'lenght': did you mean 'length'?",
+            "learner 'prototypical': train.episodes: unknown key 'lenght': did you mean 'length'?",
         ),
-        (with_first("test", {"shots": 3}), "test.0: unknown key 'shots': did you mean 'shot'?"),
-        (with_first("test", {"counts": "random"}), "test.0: unknown key 'counts'"),  # of streams
+        (with_first("test", {"shots": 3}), "[[test]] 1: unknown key 'shots': did you mean 'shot'?"),
+        (with_first("test", {"counts": "random"}), "[[test]] 1: unknown key 'counts'"),  # of streams
     ],
 )
 def test_an_unknown_key_is_named_with_the_nearest(changes: dict[str, Any], nearest: str) -> None:
@@ -112,26 +112,38 @@ def test_an_unknown_key_is_named_with_the_nearest(changes: dict[str, Any], neare
         ({"title": 3}, "title: Input should be a valid string (got 3)"),
         ({"data": "glyphs"}, "data: "),
         ({"train": 3}, "train: "),
-        ({"train": {"steps": "many"}}, "learner.0.train.steps: "),
-        ({"train": {"steps": 0}}, "learner.0.train.steps: Input should be greater than 0 (got 0)"),
-        ({"train": {"learning_rate": float("inf")}}, "learner.0.train.learning_rate: "),
+        ({"train": {"steps": "many"}}, "learner 'prototypical': train.steps: "),
+        (
+            {"train": {"steps": 0}},
+            "learner 'prototypical': train.steps: Input should be greater than 0 (got 0)",
+        ),
+        ({"train": {"learning_rate": float("inf")}}, "learner 'prototypical': train.learning_rate: "),
         ({"train": {"schedule": "linear"}}, "'constant' or 'cosine' (got 'linear')"),
-        ({"train": {"augment": {"scale": 1.0}}}, "learner.0.train.augment.scale: "),
+        ({"train": {"augment": {"scale": 1.0}}}, "learner 'prototypical': train.augment.scale: "),
         ({"test": []}, "test: "),
         ({"learner": []}, "learner: "),
-        ({"learner": [3]}, "learner.0: "),
-        (with_first("learner", {"train_seeds": []}), "learner.0.train_seeds: "),
+        ({"learner": [3]}, "two.toml: [[learner]] 1: "),
+        (with_first("learner", {"train_seeds": []}), "learner 'prototypical': train_seeds: "),
+        (
+            with_first("learner", {"train_seeds": [-1]}),
+            "'prototypical': train_seeds.0: Input should be greater",
+        ),
+        (
+            with_first("learner", {"train_seeds": [2**63]}),
+            "'prototypical': train_seeds.0: Input should be less",
+        ),
+        (with_first("test", {"episode_seed": -1}), "[[test]] 1: episode_seed: "),
         (with_first("learner", {"train_seeds": [1, 1]}), "'prototypical' names a train seed twice"),
         (
             with_first("learner", {"id": "mann"}),
             "learner 'mann' is there twice: tell them apart as in 'mann:b'",
         ),
-        (with_first("learner", {"stream_episodes": 0}), "learner.0.stream_episodes: "),
+        (with_first("learner", {"stream_episodes": 0}), "learner 'prototypical': stream_episodes: "),
         (with_first("test", {"protocol": "kshoot"}), "'kshoot'"),
-        (with_first("test", {"way": [5, 10]}), "test.0.way: "),  # a figure has one way
-        (with_first("test", {"rotated": []}), "test.0.rotated: "),
-        (with_first("test", {"episodes": 0}), "test.0.episodes: "),
-        ({"test": [{"way": 5}]}, "test.0: "),
+        (with_first("test", {"way": [5, 10]}), "[[test]] 1: way: "),  # a figure has one way
+        (with_first("test", {"rotated": []}), "[[test]] 1: rotated: "),
+        (with_first("test", {"episodes": 0}), "[[test]] 1: episodes: "),
+        ({"test": [{"way": 5}]}, "[[test]] 1: "),
     ],
 )
 def test_a_wrong_value_is_one_line_with_its_place(changes: dict[str, Any], says: str) -> None:
@@ -148,13 +160,19 @@ def test_a_missing_section_is_named(missing: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        (with_first("test", {"way": 1}), "way must be at least 2"),
-        ({"test": [{"protocol": "stream", "way": 5, "length": 4}]}, "5 classes need a stream of length >= 5"),
+        (with_first("test", {"way": 1}), "two.toml: [[test]] 1: way must be at least 2"),
+        (
+            {"test": [{"protocol": "stream", "way": 5, "length": 4}]},
+            "[[test]] 1: 5 classes need a stream of length >= 5",
+        ),
         ({"test": [{"protocol": "stream", "way": 5, "length": 48}]}, "choose length 45"),
-        ({"train": {"validate_on": {"protocol": "kshot", "way": [9, 5]}}}, "a range (least, largest)"),
+        (
+            {"train": {"validate_on": {"protocol": "kshot", "way": [9, 5]}}},
+            "learner 'prototypical': train.validate_on: way must be",
+        ),
         (
             with_first("learner", {"train": {"episodes": {"protocol": "kshot", "shot": 0}}}),
-            "shot must be at least 1",
+            "learner 'prototypical': train.episodes: shot must be at least 1",
         ),
     ],
 )

@@ -196,7 +196,7 @@ def test_fresh_forgets_the_trials(suite: Suite, results: Path, trained: list[flo
 @pytest.mark.parametrize(
     ("candidates", "says"),
     [
-        ([{}], "learner.0.train.trials.candidates: Tuple should have at least 2 items"),
+        ([{}], "learner 'prototypical': train.trials.candidates: Tuple should have at least 2 items"),
         ([{}, {"learning_rat": 1}], "candidate 2 of the trials: unknown key 'learning_rat': did you mean"),
         ([{"learning_rate": 0}, {}], "candidate 1 of the trials: learning_rate: Input should be greater"),
         (
