@@ -346,9 +346,11 @@ def run(
 
 def _suite(place: Path, weights: str | None) -> "Suite":
     """The suite of a file, or of a folder of images."""
-    from fewshot.harness.config import read_suite
+    from fewshot.harness.config import no_suite, read_suite
     from fewshot.harness.own_images import suite_of_folder
 
+    if not place.exists():
+        raise RecordError(f"{no_suite(place)}; a folder of class folders of images may be given too")
     if place.is_dir():
         made = suite_of_folder(place, weights)
         if weights is None:

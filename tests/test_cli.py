@@ -818,6 +818,10 @@ def test_a_folder_that_makes_no_table_is_refused(fewshot: Command, some_photogra
     assert refused(fewshot("run", folder / "kind_02")).endswith(
         "lies in no class folder: move it into the folder of its class"
     )
+    assert refused(fewshot("run", "nosuchfolder")) == (
+        "no suite nosuchfolder; there is: no TOML file there; a folder of class folders of images may be "
+        "given too"
+    )
     assert not Path("results").exists()
 
 

@@ -4,18 +4,19 @@ Folders may be nested: letters/Greek/alpha/1.png is of the class "Greek/alpha", 
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from fewshot.data.cache import Pixels, Plan, cached_image_set, fingerprint
 from fewshot.data.image_set import IMAGENET_MEAN, IMAGENET_STD, ImageSet
-from fewshot.data.stored_images import StoredImage, decode, list_images
+from fewshot.data.stored_images import StoredImage, decode, list_images, refuse
 from fewshot.errors import DataError
 
 VERSION = 1
 LICENCE = "not known: as the folder's owner says"
-REMEDY = "replace or remove it"
+REMEDY = "replace or remove what is damaged"
 GREY_MODES = frozenset({"1", "L", "LA"})
 COLOUR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
 
@@ -26,7 +27,7 @@ def load_image_folder(folder: Path, image_size: int | None = None, rebuild: bool
     image_size: pixels of a side; images that are not square are cut to their central square. May be None
         where all images are squares of one size.
     rebuild: decode anew even if the cache has it.
-    Raises DataError for a folder without class folders, and for a damaged image. Brightness is kept as it
+    Raises DataError for a folder without class folders, and for damaged images. Brightness is kept as it
     is: turn dark ink on white paper round before, if the learner should see ink as high.
     """
     name = folder.resolve().name
@@ -41,7 +42,7 @@ def load_image_folder(folder: Path, image_size: int | None = None, rebuild: bool
 
 
 def _common_size(stored: list[StoredImage]) -> int:
-    sizes = {_header(image).size for image in stored}
+    sizes = {header.size for header in _headers(stored)}
     width, height = min(sizes)
     if len(sizes) > 1 or width != height:
         others = (
@@ -51,16 +52,21 @@ def _common_size(stored: list[StoredImage]) -> int:
     return width
 
 
-def _header(image: StoredImage) -> Image.Image:
-    try:
-        with Image.open(image.file) as opened:
-            return opened
-    except (OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"{image} is not an image that reads ({error}): {REMEDY}") from error
+def _headers(stored: Sequence[StoredImage]) -> list[Image.Image]:
+    """What Pillow knows of each image before it is decoded; DataError where one is no image."""
+    headers, problems = [], []
+    for image in stored:
+        try:
+            with Image.open(image.file) as opened:
+                headers.append(opened)
+        except (OSError, ValueError, SyntaxError) as error:
+            problems.append(f"{image} is not an image that reads ({error})")
+    refuse(problems, REMEDY)
+    return headers
 
 
 def _plan(name: str, stored: list[StoredImage], image_size: int) -> Plan:
-    modes = {_header(image).mode: image for image in stored}
+    modes = {header.mode: image for header, image in zip(_headers(stored), stored, strict=True)}
     for mode, image in modes.items():
         if mode not in GREY_MODES | COLOUR_MODES:
             raise DataError(f"{image} has more than 8 bits a channel (mode {mode}): convert it to 8 bits")

@@ -21,6 +21,8 @@ from fewshot.data.cache import Pixels
 from fewshot.data.progress import progress
 from fewshot.errors import DataError
 
+NAMED = 3
+"""So many damaged images are named; of others it is said how many there are."""
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 
@@ -91,18 +93,28 @@ def fit(image: Image.Image, image_size: int) -> Image.Image:
 
 
 def opened(images: Sequence[StoredImage], remedy: str) -> Iterator[tuple[int, Image.Image]]:
-    """Each image as Pillow gives it, decoded, after its place in the sequence; DataError for a damaged one.
+    """Each image as Pillow gives it, decoded, after its place in the sequence.
 
-    In order, but for members of a tar archive: that can only be read from the front.
+    In order, but for members of a tar archive: that can only be read from the front. DataError for damaged
+    ones, when all others were given.
     """
-    for place, encoded in _encoded(images, remedy):
-        with _blaming(images[place], remedy):
+    damaged: list[str] = []
+    for place, encoded in _encoded(images, remedy, damaged):
+        with _noting(images[place], damaged):
             image = Image.open(io.BytesIO(encoded))
             image.load()
-        yield place, image
+            yield place, image
+    refuse(damaged, remedy)
 
 
-def _encoded(images: Sequence[StoredImage], remedy: str) -> Iterator[tuple[int, bytes]]:
+def refuse(problems: Sequence[str], remedy: str) -> None:
+    """Raise DataError for the problems of images, if there are any: the first few in words."""
+    if problems:
+        more = f"; and {len(problems) - NAMED:,} more" if len(problems) > NAMED else ""
+        raise DataError(f"{'; '.join(problems[:NAMED])}{more}: {remedy}")
+
+
+def _encoded(images: Sequence[StoredImage], remedy: str, damaged: list[str]) -> Iterator[tuple[int, bytes]]:
     zips: dict[Path, zipfile.ZipFile] = {}
     tars: dict[Path, dict[str, int]] = defaultdict(dict)
     with ExitStack() as stack:
@@ -112,13 +124,13 @@ def _encoded(images: Sequence[StoredImage], remedy: str) -> Iterator[tuple[int, 
                 continue
             if stored.member is not None and stored.file not in zips:
                 zips[stored.file] = stack.enter_context(open_zip(stored.file, remedy))
-            with _blaming(stored, remedy):
+            with _noting(stored, damaged):
                 encoded = (
                     stored.file.read_bytes()
                     if stored.member is None
                     else zips[stored.file].read(stored.member)
                 )
-            yield place, encoded
+                yield place, encoded
     for file, wanted in tars.items():
         with open_tar(file, remedy) as archive:
             for entry in archive:
@@ -127,12 +139,12 @@ def _encoded(images: Sequence[StoredImage], remedy: str) -> Iterator[tuple[int, 
 
 
 @contextmanager
-def _blaming(stored: StoredImage, remedy: str) -> Iterator[None]:
-    """Say of which image it is that reading or decoding fails."""
+def _noting(stored: StoredImage, damaged: list[str]) -> Iterator[None]:
+    """Note of which image it is that reading or decoding fails."""
     try:
         yield
     except (OSError, ValueError, SyntaxError, zipfile.BadZipFile) as error:
-        raise DataError(f"{stored} is damaged ({error}): {remedy}") from error
+        damaged.append(f"{stored} is damaged ({error})")
 
 
 def to_pixels(image: Image.Image, image_size: int) -> Pixels:

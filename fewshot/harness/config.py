@@ -302,11 +302,16 @@ def read_suite(path: Path) -> Suite:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        there = ", ".join(sorted(str(other) for other in path.parent.glob("*.toml"))) or "no TOML file there"
-        raise RecordError(f"no suite {path}; there is: {there}") from None
+        raise RecordError(no_suite(path)) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RecordError(f"{path} is not a readable TOML file: {error}") from None
     return parse_suite(content, path.stem, str(path))
+
+
+def no_suite(path: Path) -> str:
+    """What to say where there is none, in one line."""
+    there = ", ".join(sorted(str(other) for other in path.parent.glob("*.toml"))) or "no TOML file there"
+    return f"no suite {path}; there is: {there}"
 
 
 def parse_suite(content: dict[str, Any], name: str, origin: str = "") -> Suite:

@@ -88,3 +88,20 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken" / "a" / "2.jpg").write_text("<html>")
     with pytest.raises(DataError, match=r"a/2\.jpg is not an image that reads"):
         load_image_folder(tmp_path / "broken")
+
+
+@pytest.mark.parametrize("whole", [0, 50])
+def test_the_first_of_many_broken_images_are_named_and_the_others_counted(tmp_path: Path, whole: int) -> None:
+    """No images at all, and such whose headers read (50 bytes) but no more."""
+    for number in range(6):
+        image = tmp_path / "broken" / "a" / f"{number}.png"
+        save(image)
+        if number:
+            image.write_bytes(image.read_bytes()[:whole])
+    with pytest.raises(DataError) as caught:
+        load_image_folder(tmp_path / "broken")
+    said = "is damaged" if whole else "is not an image that reads"
+    assert str(caught.value).count(f"{said} (") == 3
+    for number in (1, 2, 3):
+        assert f"{tmp_path / 'broken' / 'a' / f'{number}.png'} {said} (" in str(caught.value)
+    assert str(caught.value).endswith("; and 2 more: replace or remove what is damaged")
