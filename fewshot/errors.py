@@ -48,6 +48,15 @@ class RecordError(FewshotError):
     """Raised when a suite or a results folder is malformed, unwritable or does not agree with itself."""
 
 
+def check_kind(name: str, given: object, kinds: type | tuple[type, ...], remedy: str) -> None:
+    """Raise FewshotError, in one line, unless what a function was given is of one of these kinds."""
+    if isinstance(given, kinds):
+        return
+    asked = " or ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
+    there = f"the class {given.__name__}" if isinstance(given, type) else f"a {type(given).__name__}"
+    raise FewshotError(f"{name} should be of the type {asked}; got {there}: {remedy}")
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """One line for a name that does not exist: the nearest known one if any is near, and all there are."""
     names = sorted(known)

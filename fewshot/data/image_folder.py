@@ -54,7 +54,8 @@ def _common_size(stored: list[StoredImage]) -> int:
 
 def _headers(stored: Sequence[StoredImage]) -> list[Image.Image]:
     """What Pillow knows of each image before it is decoded; DataError where one is no image."""
-    headers, problems = [], []
+    headers: list[Image.Image] = []
+    problems: list[str] = []
     for image in stored:
         try:
             with Image.open(image.file) as opened:

@@ -3,6 +3,8 @@
 Images are float32, normalised by the image set's mean and std; labels are int64 in 0..way-1 and mean
 something only inside their episode; class ids are positions in the class pool, for the record and never
 for a learner.
+
+What somebody puts together is checked when it is made; what this package draws, or makes of a batch, fits.
 """
 
 from collections.abc import Callable
@@ -11,7 +13,25 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from fewshot.errors import EpisodeError
 
+Made = TypeVar("Made", bound="type[Support] | type[KShotBatch] | type[StreamBatch]")
+
+
+def _checked(kind: Made) -> Made:
+    """The class, which raises EpisodeError where its fields do not fit together; `_make` does not ask."""
+    make = kind.__new__
+
+    def made(cls: Any, *given: Any, **named: Any) -> Any:
+        batch = make(cls, *given, **named)
+        _check(batch)
+        return batch
+
+    kind.__new__ = made  # type: ignore[assignment,method-assign]
+    return kind
+
+
+@_checked
 class Support(NamedTuple):
     """What a learner may learn from.
 
@@ -23,6 +43,7 @@ class Support(NamedTuple):
     way: int
 
 
+@_checked
 class KShotBatch(NamedTuple):
     """Episodes of support and query.
 
@@ -40,6 +61,7 @@ class KShotBatch(NamedTuple):
         return self.support.way
 
 
+@_checked
 class StreamBatch(NamedTuple):
     """Episodes as sequences: name images[:, t], then be shown labels[:, t].
 
@@ -93,7 +115,7 @@ def with_each(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
     def changed(part: Any) -> Any:
         if isinstance(part, Tensor):
             return change(part)
-        return type(part)(*map(changed, part)) if isinstance(part, tuple) else part
+        return part._make(map(changed, part)) if isinstance(part, tuple) else part  # type: ignore[attr-defined]
 
     result: Batch = changed(batch)
     return result
@@ -102,3 +124,62 @@ def with_each(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
 def some_episodes(batch: Batch, which: slice) -> Batch:
     """Those episodes of a batch, as a batch."""
     return with_each(batch, lambda part: part[which])
+
+
+def _check(batch: Support | KShotBatch | StreamBatch) -> None:
+    """Raise EpisodeError, in one line, where images, labels and class ids do not fit together."""
+    if isinstance(batch, Support):
+        _check_labelled("", batch.images, batch.labels, batch.way)
+        return
+    links = 1
+    if isinstance(batch, KShotBatch):
+        if not isinstance(batch.support, Support):
+            raise EpisodeError(f"support is a fewshot.Support; got {_told(batch.support)}")
+        labels, images = batch.query_labels, batch.support.images
+        _check_labelled("query_", batch.query_images, labels, batch.way)
+        if _each(images) != _each(batch.query_images):
+            raise EpisodeError(
+                "support and query show images of one shape in as many episodes; got "
+                f"{_told(images)} and {_told(batch.query_images)}"
+            )
+    else:
+        labels, links = batch.labels, batch.chain
+        _check_labelled("", batch.images, labels, batch.way)
+        _check_shape("presentation", batch.presentation, "(batch, length)", labels.shape)
+    _check_shape("class_ids", batch.class_ids, "(batch, way)", (len(labels), links * batch.way))
+
+
+def _check_labelled(which: str, images: object, labels: object, way: object) -> None:
+    if not (
+        isinstance(images, Tensor)
+        and isinstance(labels, Tensor)
+        and images.is_floating_point()
+        and labels.dtype == torch.int64
+        and images.ndim > labels.ndim == 2
+        and images.shape[:2] == labels.shape
+    ):
+        raise EpisodeError(
+            f"{which}images are float (batch, image, channel, height, width) and {which}labels int64 (batch, "
+            f"image); got {_told(images)} and {_told(labels)}: convert them, and put an axis in front where "
+            "there is one episode"
+        )
+    low, high = (int(end) for end in labels.aminmax()) if labels.numel() else (0, 0)
+    if not isinstance(way, int) or not 0 <= low <= high < way:
+        raise EpisodeError(f"{which}labels lie in 0..way-1; got {low}..{high} and way {way!r}")
+
+
+def _check_shape(name: str, given: object, words: str, shape: tuple[int, ...]) -> None:
+    if not isinstance(given, Tensor) or given.shape != shape:
+        raise EpisodeError(f"{name} are {words}, here {tuple(shape)}; got {_told(given)}")
+
+
+def _each(images: Tensor) -> tuple[int, ...]:
+    """How many episodes, and the shape of each image."""
+    return len(images), *images.shape[2:]
+
+
+def _told(given: object) -> str:
+    """What something is, in words: the type of a tensor's numbers and its shape."""
+    if isinstance(given, Tensor):
+        return f"{str(given.dtype).removeprefix('torch.')} {tuple(given.shape)}"
+    return f"a {type(given).__name__}"

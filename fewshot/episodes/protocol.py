@@ -7,10 +7,11 @@ under both.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from numbers import Integral
+from typing import Literal, get_args
 
 from fewshot.episodes.labels import STRINGS, Labels
-from fewshot.errors import EpisodeError
+from fewshot.errors import EpisodeError, unknown
 
 Counts = Literal["exact", "random"]
 Range = int | tuple[int, int]
@@ -40,12 +41,15 @@ class KShot:
     block: int = 16
 
     def __post_init__(self) -> None:
+        _check_whole(query=self.query, block=self.block)
         for name, value in (("way", self.way), ("shot", self.shot), ("query", self.query)):
-            low, high = bounds(value)
+            low, high = _checked_bounds(name, value)
             if not 1 <= low <= high:
                 raise EpisodeError(f"{name} must be at least 1, and a range (least, largest); got {value}")
         if bounds(self.way)[0] < 2:
             raise EpisodeError(f"way must be at least 2, or there is nothing to tell apart; got {self.way}")
+        if self.block < 1:
+            raise EpisodeError(f"block must be at least 1; got {self.block}")
 
     @property
     def variable(self) -> bool:
@@ -72,6 +76,10 @@ class Stream:
     chain: int = 1
 
     def __post_init__(self) -> None:
+        _check_whole(way=self.way, length=self.length, chain=self.chain)
+        for name, value, known in (("counts", self.counts, Counts), ("labels", self.labels, Labels)):
+            if value not in get_args(known):
+                raise EpisodeError(unknown(name, str(value), get_args(known)))
         if self.way < 2:
             raise EpisodeError(f"way must be at least 2, or there is nothing to tell apart; got {self.way}")
         if self.length < self.way:
@@ -103,6 +111,21 @@ class Stream:
         strings = ", string labels" if self.labels == "string" else ""
         chain = f", chain of {self.chain} episodes" if self.chain > 1 else ""
         return f"{self.counts} counts{strings}{chain}"
+
+
+def _check_whole(**settings: object) -> None:
+    """Raise EpisodeError for the first of these settings that is no whole number."""
+    for name, value in settings.items():
+        if not isinstance(value, Integral):
+            raise EpisodeError(f"{name} is a whole number; got {value!r}")
+
+
+def _checked_bounds(name: str, value: Range) -> tuple[int, int]:
+    """The bounds of a setting; EpisodeError unless it is a whole number or two in a tuple."""
+    ends = value if isinstance(value, tuple) else (value, value)
+    if len(ends) != 2 or not all(isinstance(end, Integral) for end in ends):
+        raise EpisodeError(f"{name} is a whole number, or a tuple (least, largest); got {value!r}")
+    return ends
 
 
 Protocol = KShot | Stream

@@ -6,6 +6,9 @@ order; a fifth draws the strings of labels, a sixth distorts the images in train
 over the batch.
 """
 
+from numbers import Integral
+from types import NoneType
+
 import torch
 from torch import Tensor
 
@@ -16,7 +19,7 @@ from fewshot.episodes.hashing import draw_distinct, fold, key_of, uniform_below
 from fewshot.episodes.labels import draw_codes
 from fewshot.episodes.protocol import KShot, Protocol, Stream, bounds
 from fewshot.episodes.source import EpisodeIndices, EpisodeSource, check_range, presentation
-from fewshot.errors import EpisodeError
+from fewshot.errors import EpisodeError, check_kind
 from fewshot.kernels.draw import Drawn, EpisodeShape, PoolTables, draw_episodes
 
 SAMPLER_VERSION = 1
@@ -42,7 +45,11 @@ class EpisodeSampler(EpisodeSource):
         augment: Augment | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        """Raises EpisodeError where the pool cannot supply the protocol."""
+        """Raises EpisodeError where the pool cannot supply the protocol, FewshotError for what is none."""
+        check_kind("pool", pool, ClassPool, "give a side of a split, as split.test")
+        check_kind("protocol", protocol, (KShot, Stream), "give one, as fewshot.KShot(way=5, shot=1)")
+        check_kind("episode_seed", episode_seed, Integral, "give a number")
+        check_kind("augment", augment, (Augment, NoneType), "give a fewshot.Augment(), or leave it out")
         _check_supply(pool, protocol)
         super().__init__(pool, protocol, device)
         if isinstance(protocol, KShot) and protocol.variable:

@@ -56,9 +56,9 @@ class EpisodeIndices(NamedTuple):
         labels, way = self.labels, self.way
         if not self.support:
             seen = presentation(labels, way, self.chain)
-            return StreamBatch(asked, labels, seen, self.class_ids, way, self.codes, self.chain)
-        learned = Support(support, labels[:, : self.support], way)
-        return KShotBatch(learned, asked, labels[:, self.support :], self.class_ids)
+            return StreamBatch._make((asked, labels, seen, self.class_ids, way, self.codes, self.chain))
+        learned = Support._make((support, labels[:, : self.support], way))
+        return KShotBatch._make((learned, asked, labels[:, self.support :], self.class_ids))
 
 
 class EpisodeSource(ABC):

@@ -354,9 +354,9 @@ def _place(path: Sequence[str | int], content: Mapping[str, Any]) -> str:
     """Where a setting stands: "[[test]] 2: way", "learner 'mann': train.steps"."""
     match path:
         case ["test" | "learner" as section, int(number), *inside]:
-            row = content[section][number] if section == "learner" else None
-            named = isinstance(row, dict) and "id" in row
-            within = f"learner {row['id']!r}" if named else f"[[{section}]] {number + 1}"
+            row = content[section][number] if section == "learner" else {}
+            named = isinstance(row, dict) and row.get("id")
+            within = f"learner {named!r}" if named else f"[[{section}]] {number + 1}"
             return f"{within}: {_place(inside, {})}" if inside else within
     return ".".join(map(str, path))
 

@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
+from numbers import Integral
 from operator import methodcaller
 from typing import Protocol as Interface
+from typing import runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -23,11 +25,11 @@ from fewshot.episodes.labels import label_units
 from fewshot.episodes.protocol import KShot, Protocol, bounds
 from fewshot.episodes.sampler import EpisodeSampler
 from fewshot.episodes.source import EpisodeSource
-from fewshot.errors import EpisodeError, LearnerError
+from fewshot.errors import EpisodeError, LearnerError, check_kind
 from fewshot.harness.features import embed_drawings, with_features
 from fewshot.harness.record import ANSWERS_SCHEMA, accuracy_by_link, answer_columns
 from fewshot.harness.statistics import Accuracies, summarise, told_by_instance
-from fewshot.learners.base import Learner
+from fewshot.learners.base import Learner, check_is_learner
 from fewshot.learners.embedding import EmbeddingLearner
 from fewshot.learners.naming import named_labels
 
@@ -46,6 +48,7 @@ class Classes(Interface):
     def class_index(self) -> Tensor: ...
 
 
+@runtime_checkable
 class NumberedEpisodes(Interface):
     """What `evaluate` needs of a sampler: episodes that are a function of their number."""
 
@@ -102,13 +105,18 @@ def evaluate(
         PIXELS_AT_ONCE pixels, or IMAGES_AT_ONCE images whose features are known.
     on_progress: called with (episodes done, episodes in all) after each batch.
 
-    Raises LearnerError where the learner cannot be asked under the protocol, and where the logits have the
-    wrong shape or are not numbers.
+    Raises LearnerError where the learner cannot be asked under the protocol or reads other images, and where
+    the logits have the wrong shape or are not numbers; FewshotError for what is no learner or no source.
     """
+    check_is_learner(learner)
+    check_kind("source", source, NumberedEpisodes, "give a fewshot.EpisodeSampler")
+    check_kind("episodes", episodes, Integral, "give how many, from the first on")
     if episodes < 1:
         raise EpisodeError(f"an evaluation needs at least 1 episode; got {episodes}")
     if reason := learner.refusal(source.protocol):
         raise LearnerError(reason)
+    if isinstance(source, EpisodeSource):
+        learner.check_images(source.pool.image_set.image_shape)
     batch_size = batch_size or episodes_at_once(learner, source)
     columns: list[dict[str, NDArray[np.int64]]] = []
     done = 0

@@ -25,11 +25,11 @@ from fewshot.episodes.batch import EpisodeBatch, StreamBatch
 from fewshot.episodes.protocol import KShot, Protocol, Stream
 from fewshot.episodes.sampler import EpisodeSampler
 from fewshot.episodes.source import class_draws
-from fewshot.errors import EpisodeError, LearnerError
+from fewshot.errors import EpisodeError, LearnerError, check_kind
 from fewshot.harness.config import TrainSettings
 from fewshot.harness.evaluate import Evaluation, evaluate
 from fewshot.harness.memory import check_memory
-from fewshot.learners.base import Learner
+from fewshot.learners.base import Learner, check_is_learner
 
 TRAINING_VERSION = 1
 """Raised by hand when figures may move by this loop, its schedule, calibration or augmentation."""
@@ -107,7 +107,9 @@ def train(
 
     On a GPU nothing in a step waits for the device: numbers are looked at every LOG_EVERY_STEPS steps only.
     """
-    settings = settings or TrainSettings()
+    _check_given(learner, split)
+    settings = TrainSettings() if settings is None else settings
+    check_kind("settings", settings, TrainSettings, "give them as fewshot.TrainSettings(steps=1000)")
     if not learner.trainable:
         raise LearnerError(f"{type(learner).__name__} has nothing to train: use fewshot.calibrate")
     check_askable(learner, split, settings)
@@ -177,6 +179,7 @@ def calibrate(learner: Learner, split: Split, log: TrainLog | None = None) -> No
 
     The streams are the same for every learner, so that none has an advantage. log: counts the classes drawn.
     """
+    _check_given(learner, split)
     pool = split.val
     device = next((t.device for t in learner.state_dict().values()), torch.device("cpu"))
     streams = calibration_streams(learner, split)
@@ -189,6 +192,12 @@ def calibrate(learner: Learner, split: Split, log: TrainLog | None = None) -> No
         drawn = class_draws(batch, len(pool)).cpu()
         counts = log.draws.setdefault(pool.side, torch.zeros_like(drawn))
         counts[: len(pool)] += drawn  # upright classes come first in a pool with turned ones
+
+
+def _check_given(learner: Learner, split: Split) -> None:
+    check_is_learner(learner)
+    check_kind("split", split, Split, "give one, as fewshot.load_dataset(name).split(name)")
+    learner.check_images(split.train.image_set.image_shape)
 
 
 def calibration_streams(learner: Learner, split: Split) -> Stream:

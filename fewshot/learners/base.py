@@ -10,7 +10,7 @@ better an `EmbeddingLearner`, see `fewshot.learners.embedding`: evaluation is ma
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fewshot.episodes.batch import EpisodeBatch, KShotBatch, StreamBatch, Support
 from fewshot.episodes.labels import Labels
 from fewshot.episodes.protocol import Protocol, Range, Stream, bounds
-from fewshot.errors import LearnerError
+from fewshot.errors import LearnerError, check_kind
 
 State = Any
 """What a learner knows inside a batch of episodes; a (nested) tuple of tensors with the batch first."""
@@ -93,6 +93,7 @@ class Learner(nn.Module, ABC):
 
     def adapt(self, support: Support) -> State:
         """The state after the whole support set; by default, its images observed in their order."""
+        self.check_images(support.images.shape, support.images.dtype)
         start = self.start(len(support.images), support.way)
         return observe_in_turn(self.observe, start, support.images, support.labels)
 
@@ -144,8 +145,27 @@ class Learner(nn.Module, ABC):
             f"train one with way {high}"
         )
 
+    def check_images(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> None:
+        """Raise LearnerError unless it reads images of this shape, (..., channel, height, width)."""
+        there = tuple(shape[-3:]), dtype
+        weights = (weight.dtype for weight in self.parameters())
+        asked = tuple(self.image_shape), next(weights, dtype)
+        if there != asked:
+            told, got = (
+                f"{image_shape} in {str(kind).removeprefix('torch.')}" for image_shape, kind in (asked, there)
+            )
+            raise LearnerError(
+                f"{type(self).__name__} reads images of (channel, height, width) {told}; got {got}: convert "
+                "them, or build a learner for these"
+            )
+
     def answer(self, batch: EpisodeBatch) -> Tensor:
-        """Logits for all that is asked: (batch, way * query, way) or (batch, length, way)."""
+        """Logits for all that is asked: (batch, way * query, way) or (batch, length, way).
+
+        Raises LearnerError for images of another shape than the learner was built for.
+        """
+        shown = batch.query_images if isinstance(batch, KShotBatch) else batch.images
+        self.check_images(shown.shape, shown.dtype)
         if isinstance(batch, KShotBatch):
             return self.predict(self.adapt(batch.support), batch.query_images)
         return self.stream(batch)
@@ -160,6 +180,11 @@ class Learner(nn.Module, ABC):
 
     def calibrate(self, batch: StreamBatch) -> None:
         """Set, from a batch of streams over validation classes, whatever training does not (after it)."""
+
+
+def check_is_learner(given: object) -> None:
+    """Raise FewshotError for what is no learner."""
+    check_kind("learner", given, Learner, "give an instance, as fewshot.build_learner makes one")
 
 
 def observe_in_turn(

@@ -21,7 +21,7 @@ from fewshot.episodes.batch import EpisodeBatch, KShotBatch, StreamBatch, Suppor
 from fewshot.episodes.labels import draw_codes, label_units
 from fewshot.episodes.source import presentation
 from fewshot.errors import LearnerError
-from fewshot.learners.base import Learner, State, observe_in_turn
+from fewshot.learners.base import Learner, State, check_is_learner, observe_in_turn
 from fewshot.learners.embedding import EmbeddingLearner
 from fewshot.learners.naming import named_labels
 
@@ -42,6 +42,7 @@ def check_learner(learner: Learner, *, tolerance: float = 1e-5, seed: int = 0) -
     and on its device. tolerance: how far answers may lie apart that should be the same, as a fraction of the
     largest logit (at least of 1). seed: of the made-up episodes.
     """
+    check_is_learner(learner)
     found = {
         promise: broken_promise(learner, promise, lambda subject: _MadeUp(subject, tolerance, seed), seed)
         for promise in PROMISES

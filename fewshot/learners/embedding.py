@@ -75,6 +75,7 @@ class EmbeddingLearner(Learner):
         return self.predict_features(state, self.embed(images))
 
     def adapt(self, support: Support) -> State:
+        self.check_images(support.images.shape, support.images.dtype)
         return self.adapt_features(support._replace(images=self.embed(support.images)))
 
     def stream(self, batch: StreamBatch) -> Tensor:

@@ -192,6 +192,7 @@ class GradientLearner(Learner):
         return Adapted(images, torch.cat([state.labels, label.unsqueeze(1)], dim=1))
 
     def adapt(self, support: Support) -> Adapted:
+        self.check_images(support.images.shape, support.images.dtype)
         state = self.start(len(support.images), support.way)
         return state._replace(
             images=support.images,

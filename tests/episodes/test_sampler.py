@@ -1,4 +1,5 @@
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from fewshot.episodes.batch import KShotBatch, StreamBatch
 from fewshot.episodes.protocol import Counts, KShot, Protocol, Stream
 from fewshot.episodes.sampler import SAMPLER_VERSION, EpisodeSampler
 from fewshot.episodes.source import class_draws, presentation
-from fewshot.errors import EpisodeError
+from fewshot.errors import EpisodeError, FewshotError
 from fewshot.kernels import native
 
 
@@ -547,6 +548,41 @@ def test_a_pool_too_small_is_one_clear_line(
     with pytest.raises(EpisodeError, match=message) as error:
         EpisodeSampler(make_pool(images_per_class), protocol, 0)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: KShot(5.5), "way is a whole number, or a tuple (least, largest); got 5.5"),
+        (lambda: KShot([5, 10]), "way is a whole number, or a tuple (least, largest); got [5, 10]"),
+        (lambda: KShot(5, (1, 2, 3)), "shot is a whole number, or a tuple (least, largest); got (1, 2, 3)"),
+        (lambda: KShot(5, 1, (1, 5)), "query is a whole number; got (1, 5)"),
+        (lambda: KShot((5, 6), block=0), "block must be at least 1; got 0"),
+        (lambda: Stream("5"), "way is a whole number; got '5'"),
+        (lambda: Stream(5, 10.0), "length is a whole number; got 10.0"),
+        (lambda: Stream(5, 10, "randm"), "unknown counts 'randm': did you mean 'random'? there is exact,"),
+        (lambda: Stream(5, 10, labels="onehot"), "unknown labels 'onehot': did you mean 'one_hot'? there is"),
+        (
+            lambda: EpisodeSampler(POOL.image_set, KShot(), 0),
+            "pool should be of the type ClassPool; got a Im",
+        ),
+        (lambda: EpisodeSampler(POOL, "kshot", 0), "protocol should be of the type KShot or Stream; got a s"),
+        (
+            lambda: EpisodeSampler(POOL, KShot, 0),
+            "protocol should be of the type KShot or Stream; got the cl",
+        ),
+        (
+            lambda: EpisodeSampler(POOL, KShot(), "a"),
+            "episode_seed should be of the type Integral; got a str",
+        ),
+        (lambda: EpisodeSampler(POOL, KShot(), 0, augment=True), "augment should be of the type Augment or"),
+    ],
+)
+def test_what_is_no_protocol_and_no_pool_is_refused(make: Callable[[], Any], says: str) -> None:
+    with pytest.raises(FewshotError) as caught:
+        make()
+    assert str(caught.value).startswith(says)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("counts", ["exact", "random"])

@@ -10,10 +10,11 @@ from torch import nn
 from fewshot.data.image_set import ImageSet
 from fewshot.data.split import ClassPool
 from fewshot.episodes.augment import Augment
+from fewshot.episodes.batch import with_each
 from fewshot.episodes.labels import LETTERS, VALUES
 from fewshot.episodes.protocol import KShot, Stream
 from fewshot.episodes.sampler import EpisodeSampler
-from fewshot.errors import EpisodeError, LearnerError
+from fewshot.errors import EpisodeError, FewshotError, LearnerError
 from fewshot.harness.evaluate import evaluate
 from fewshot.harness.record import ANSWERS_SCHEMA
 from fewshot.learners.base import Learner
@@ -299,6 +300,39 @@ def test_answers_that_are_none_are_refused(pool, logits, problem):
 
     with pytest.raises(LearnerError, match=problem):
         evaluate(Broken(), EpisodeSampler(pool, PROTOCOLS[0], episode_seed=1), 2)
+
+
+def test_what_is_no_learner_or_no_source_is_refused(pool):
+    source = EpisodeSampler(pool, PROTOCOLS[0], episode_seed=1)
+    for given, says in (
+        (("mann", source), "learner should be of the type Learner; got a str: give an instance, as "),
+        ((Oracle, source), "learner should be of the type Learner; got the class Oracle: "),
+        ((Oracle(), pool), "source should be of the type NumberedEpisodes; got a ClassPool: give a fewshot."),
+        ((Oracle(), source, "9"), "episodes should be of the type Integral; got a str: "),
+    ):
+        with pytest.raises(FewshotError) as caught:
+            evaluate(*given)
+        assert str(caught.value).startswith(says)
+
+
+@pytest.mark.parametrize("name", ["prototypical", "maml", "nearest_neighbour", "mann"])
+def test_images_of_another_shape_or_type_are_refused(pool, name):
+    source = EpisodeSampler(pool, KShot(5, 1, 2), episode_seed=1)
+    options = {} if name == "nearest_neighbour" else {"widths": [4]}
+    other = build_learner(name, (3, 8, 8), 5, options)
+    says = r"^\w+ reads images of \(channel, height, width\) \(3, 8, 8\) in float32; got \(1, 4, 4\) in float"
+    with pytest.raises(LearnerError, match=says):
+        evaluate(other, source, 2)
+    batch = source.batch(0, 2)
+    with pytest.raises(LearnerError, match=says):
+        other.adapt(batch.support)
+    with pytest.raises(LearnerError, match=says):
+        other.answer(EpisodeSampler(pool, Stream(5, 5), 0).batch(0, 2))
+    if name != "nearest_neighbour":  # which has no weights, of no type
+        as_doubles = with_each(batch, lambda part: part.double() if part.is_floating_point() else part)
+        fitting = build_learner(name, (1, 4, 4), 5, options)
+        with pytest.raises(LearnerError, match=r"in float32; got \(1, 4, 4\) in float64: convert them"):
+            fitting.answer(as_doubles)
 
 
 def test_no_episodes_are_refused(pool):

@@ -16,7 +16,7 @@ from fewshot.data.image_folder import load_image_folder
 from fewshot.data.split import Split
 from fewshot.episodes.batch import EpisodeBatch, StreamBatch
 from fewshot.episodes.sampler import EpisodeSampler
-from fewshot.errors import EpisodeError, LearnerError
+from fewshot.errors import EpisodeError, FewshotError, LearnerError
 from fewshot.harness import train as training
 from fewshot.harness.config import TrainSettings
 from fewshot.harness.evaluate import Evaluation, evaluate
@@ -350,6 +350,24 @@ def test_episodes_that_cannot_be_drawn_are_refused_at_once(
     with pytest.raises(EpisodeError) as caught:
         train(fresh("prototypical"), split, settings(**changes))
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"learner": "prototypical"}, "learner should be of the type Learner; got a str: give an instance"),
+        ({"split": "folders"}, "split should be of the type Split; got a str: give one, as fewshot.load_"),
+        (
+            {"settings": {"steps": 3}},
+            "settings should be of the type TrainSettings; got a dict: give them as",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(split: Split, change: dict[str, Any], says: str) -> None:
+    given: dict[str, Any] = {"learner": fresh("prototypical"), "split": split, "settings": settings()}
+    with pytest.raises(FewshotError) as caught:
+        train(**given | change)
+    assert str(caught.value).startswith(says)
 
 
 def test_too_few_upright_classes_to_calibrate_with_are_refused_at_once(split: Split) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fewshot.episodes.batch import EpisodeBatch, KShotBatch, StreamBatch, Support
 from fewshot.episodes.source import presentation
-from fewshot.errors import LearnerError
+from fewshot.errors import FewshotError, LearnerError
 from fewshot.learners.base import Learner
 from fewshot.learners.check import PROMISES, check_learner
 from fewshot.learners.embedding import EmbeddingLearner
@@ -393,3 +393,11 @@ def test_the_learner_itself_is_not_touched() -> None:
     assert learner.training
     assert learner.scale.grad is None
     assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_what_is_no_learner_is_refused() -> None:
+    for given, got in (("mann", "a str"), (nn.Linear(2, 2), "a Linear"), (Learner, "the class Learner")):
+        with pytest.raises(
+            FewshotError, match=f"^learner should be of the type Learner; got {got}: give an "
+        ):
+            check_learner(given)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fewshot.data.split import upright_name
 from fewshot.episodes.batch import KShotBatch
-from fewshot.errors import EpisodeError
+from fewshot.errors import EpisodeError, check_kind
 from fewshot.harness.audit.episodes import labels_are_permuted
 from fewshot.harness.audit.finding import Finding
 
@@ -76,19 +76,32 @@ def audit_episodes(
 
 def _episodes(given: Iterable[GivenEpisode]) -> Iterator[_Episode]:
     """Each episode by itself, as arrays that fit together."""
+    check_kind("episodes", given, Iterable, "give an iterator of episodes, as sampler.batches(0, 300, 16)")
     for number, parts in enumerate(given):
         if isinstance(parts, KShotBatch):
             parts = (parts.support.images, parts.support.labels, *parts[1:])
+        check_kind(f"item {number}", parts, (tuple, list), f"an episode is ({', '.join(_Episode._fields)})")
         if len(parts) != len(_Episode._fields):
             raise EpisodeError(
                 f"item {number} has {len(parts)} parts; an episode is ({', '.join(_Episode._fields)})"
             )
-        arrays = [np.asarray(part) for part in parts]
+        arrays = [_array(name, part, number) for name, part in zip(_Episode._fields, parts, strict=True)]
         batched = arrays[1].ndim == 2
         for whole in zip(*arrays, strict=True) if batched else [arrays]:
             episode = _Episode(*whole)
             _check(episode, number)
             yield episode
+
+
+def _array(name: str, given: Any, number: int) -> NDArray[Any]:
+    try:
+        array = np.asarray(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise EpisodeError(f"item {number}: {name} is no array: {' '.join(str(error).split())}") from None
+    if not array.ndim or (name.endswith("labels") and array.size and array.dtype.kind not in "iu"):
+        asked = "whole numbers from 0" if name.endswith("labels") else "one for each"
+        raise EpisodeError(f"item {number}: {name} is {array.dtype} {list(array.shape)}: give {asked}")
+    return array
 
 
 def _check(episode: _Episode, number: int) -> None:

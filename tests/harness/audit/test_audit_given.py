@@ -10,7 +10,7 @@ import torch
 from fewshot.data.catalogue import load_dataset
 from fewshot.episodes.protocol import KShot
 from fewshot.episodes.sampler import EpisodeSampler
-from fewshot.errors import EpisodeError
+from fewshot.errors import EpisodeError, FewshotError
 from fewshot.harness.audit.given import GivenEpisode, audit_episodes
 
 WAY = 5
@@ -98,6 +98,9 @@ def test_our_own_sampler_passes() -> None:
             "support_images [2, 1, 4, 4] and support_labels [5] do not fit together",
         ),
         (lambda e: (*e[:3], e[3][:, None], e[4]), "query_labels [10, 1] do not fit together"),
+        (lambda e: (e[0], e[1].astype(float), *e[2:]), "item 0: support_labels is float64 [5]: give whole"),
+        (lambda e: (*e[:4], 3), "item 0: class_ids is int64 []: give one for each"),
+        (lambda e: ([[1, 2], [3]], *e[1:]), "item 0: support_images is no array: "),
         (lambda e: (*e[:4], e[4][:3]), "support_labels lie in 0..4, and there are 3 class_ids"),
     ],
 )
@@ -105,6 +108,19 @@ def test_what_does_not_fit_together_is_refused(change: Any, says: str) -> None:
     with pytest.raises(EpisodeError) as caught:
         audit_episodes([change(next(episodes()))])
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (7, "episodes should be of the type Iterable; got a int: give an iterator of episodes"),
+        ([7], "item 0 should be of the type tuple or list; got a int: an episode is (support_images, "),
+    ],
+)
+def test_what_is_no_episode_is_refused(given: Any, says: str) -> None:
+    with pytest.raises(FewshotError) as caught:
+        audit_episodes(given)
+    assert str(caught.value).startswith(says)
 
 
 def test_nothing_is_refused() -> None:
