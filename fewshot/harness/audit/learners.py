@@ -20,12 +20,13 @@ from fewshot.harness.evaluate import evaluating
 from fewshot.learners.base import Learner
 from fewshot.learners.check import BrokenPromiseError, Probe, broken_promise
 
+NOTHING_CHANGES = "evaluation changes no parameter, buffer or mode"
 PROMISES = (
     "no query tells about another",
     "labels asked for are not read",
     "a batch is its episodes side by side",
     "state is a value that goes in and out",
-    "evaluation changes no parameter, buffer or mode",
+    NOTHING_CHANGES,
     "features stand for images",
     "the same question has the same answer",
 )
@@ -44,6 +45,7 @@ TOLERANCE = 1e-3
 LEAST_STILL = 0.95
 """Part of the answers that must not move further: rounding may tip a network's own sharp decision, which of
 two slots is used least, say, and then the answer is another."""
+_TOLD = f"{100 * LEAST_STILL:g} % of the answers within {TOLERANCE:g} of the largest logit"
 
 
 def audit_learner(subject: str, learner: Learner, pool: ClassPool, way: int) -> list[Finding]:
@@ -89,6 +91,8 @@ def permuted_labels_give_chance(
 def _promise_is_kept(subject: str, learner: Learner, promise: str, pool: ClassPool, way: int) -> Finding:
     broken = broken_promise(learner, promise, lambda asked: _Drawn(asked, pool, way))
     kept = f"so in {PROBED_EPISODES} episodes"
+    if promise != NOTHING_CHANGES:  # what all others compare is answers
+        kept += f", {_TOLD}"
     if promise == PROMISES[0] and learner.transductive:
         kept = "not promised: it is declared transductive"
     return Finding(
@@ -129,7 +133,10 @@ class _Drawn(Probe):
         limit = TOLERANCE * max(1.0, float(answers.abs().max()))
         moved = (answers - others).abs().amax(-1) > limit
         if float(moved.double().mean()) > 1 - LEAST_STILL:
-            raise BrokenPromiseError(f"{complaint}: {int(moved.sum())} of {moved.numel()} answers")
+            raise BrokenPromiseError(
+                f"{complaint}: {int(moved.sum())} of {moved.numel()} answers, by more than {TOLERANCE:g} "
+                "of the largest logit"
+            )
 
     def _draw(self, protocol: Protocol, batch: int | None) -> KShotBatch | StreamBatch:
         return EpisodeSampler(self._pool, protocol, next(self._seeds)).batch(0, batch or self._batch)

@@ -60,6 +60,18 @@ def test_honest_learners_pass(name: str, options: dict[str, object], pool: Class
     assert broken(leaky.ClassMeans(SHAPE, WAY), pool) == {}
 
 
+def test_what_is_seen_says_how_far_answers_may_move(pool: ClassPool) -> None:
+    honest = {
+        found.guard: found.seen for found in audit_learner("x", leaky.ClassMeans(SHAPE, WAY), pool, WAY)
+    }
+    assert honest["no query tells about another"] == (
+        "so in 8 episodes, 95 % of the answers within 0.001 of the largest logit"
+    )
+    assert honest["evaluation changes no parameter, buffer or mode"] == "so in 8 episodes"
+    leaking = broken(leaky.NormalisesQueriesTogether(SHAPE, WAY), pool)["no query tells about another"]
+    assert leaking.endswith(" answers, by more than 0.001 of the largest logit")
+
+
 def test_declared_transduction_is_no_leak(pool: ClassPool) -> None:
     assert broken(leaky.DeclaresItsTransduction(SHAPE, WAY), pool) == {}
 
