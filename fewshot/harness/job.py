@@ -52,7 +52,7 @@ from fewshot.harness.train import (
     training_protocol,
     validation_protocol,
 )
-from fewshot.harness.trials import hold_trials, read_trials
+from fewshot.harness.trials import read_trials, try_candidates
 from fewshot.learners.base import Learner
 from fewshot.learners.registry import learner_class, options_of, telling_options
 
@@ -112,14 +112,14 @@ def run_job(job: Job, report: Report) -> None:
         report(done)
 
 
-def hold_trials_of(job: Job, report: Report) -> None:
-    """Hold the trials of a learner, where that was not done."""
+def run_trials(job: Job, report: Report) -> None:
+    """Run the trials of a learner, where that was not done."""
     prepare_process(job.threads)
     settled(job, load_split(job.suite.training_data, job.root), report)
 
 
 def settled(job: Job, split: Split, report: Report) -> Job:
-    """The job with the settings that its trials chose; they are held where that is not known yet."""
+    """The job with the settings that its trials chose; they are run where that is not known yet."""
     asked = job.trial_settings
     if asked is None:
         return job
@@ -129,11 +129,11 @@ def settled(job: Job, split: Split, report: Report) -> Job:
         report(_training_update(job.learner.id, stage, progress))
 
     def on_draws(made: Path, draws: Draws) -> None:
-        tried = len(asked.candidates)
-        report(Update(job.learner.id, "trials", tried, tried, draws=(made, draws)))
+        count = len(asked.candidates)
+        report(Update(job.learner.id, "trials", count, count, draws=(made, draws)))
 
-    held = hold_trials(job, split, on_progress, on_draws)
-    return replace(job, learner=job.learner.under(held.trials[held.chosen].candidate))
+    tried = try_candidates(job, split, on_progress, on_draws)
+    return replace(job, learner=job.learner.under(tried.trials[tried.chosen].candidate))
 
 
 def make_checkpoint(job: Job, split: Split, train_key: str, report: Report) -> TrainLog:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fewshot.data.split import Split
 from fewshot.harness.config import Suite
-from fewshot.harness.job import Report, Update, hold_trials_of, make_checkpoint, run_job, settled
+from fewshot.harness.job import Report, Update, make_checkpoint, run_job, run_trials, settled
 from fewshot.harness.plan import (
     Job,
     check_learner_settings,
@@ -90,7 +90,7 @@ def run_suite(
         on_update(update)
 
     workers = jobs or max(1, (os.cpu_count() or 1) // threads)
-    for work, tasks in ((hold_trials_of, [*trying.values()]), (run_job, plan)):
+    for work, tasks in ((run_trials, [*trying.values()]), (run_job, plan)):
         if min(workers, len(tasks)) > 1:
             run_side_by_side(work, tasks, min(workers, len(tasks)), keep)
         else:

@@ -75,13 +75,13 @@ class Trials(BaseModel):
         return f"{told}: best of {len(self.trials)} trials of {self.steps} updates on validation classes"
 
 
-def hold_trials(
+def try_candidates(
     job: Job,
     split: Split,
     on_progress: Callable[[int, Progress], None],
     on_draws: Callable[[Path, Draws], None],
 ) -> Trials:
-    """What came of a job's trials, which are held where that is not known yet.
+    """Train and measure each candidate of a job's trials; what came of it, also where that was done before.
 
     on_progress: called with the place of the candidate; on_draws: called with the file of what came of the
     trials, before it is written, and the log of the classes that they drew. Raises what `train` raises.

@@ -75,7 +75,7 @@ def results(tried_results: tuple[Path, list[Update]], tmp_path: Path) -> Path:
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The learning rates of the trials that are held while the test runs."""
+    """The learning rates of the trials that are run while the test runs."""
     rates: list[float] = []
 
     def counted(learner: Any, split: Any, settings: Any, **rest: Any) -> Any:
