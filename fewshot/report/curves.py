@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from fewshot.errors import RecordError
 from fewshot.report.axes import STRETCH_NOTE, clean, label_ends, margins, plain_number, stretch
-from fewshot.report.figure import GREY, add_title, learner_style, new_figure
+from fewshot.report.figure import GREY, add_title, dashes, learner_style, new_figure
 from fewshot.report.published import Published, find_published
 from fewshot.report.results import Result, learner_rank
 
@@ -28,8 +28,6 @@ PAPER_SUITES, PAPER_EPISODES = "santoro", 100_000
 
 SEEDS_NOTE = "thin: a training seed, thick: the mean"
 MOST_COLUMNS = 4
-
-_DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (5, 2, 1.5, 2)), (0, (9, 3)), (0, (1, 3)))
 
 
 class Quantity(NamedTuple):
@@ -131,13 +129,12 @@ def curves_figure(
     left, bottom, width, height = margins(figure, left=0.65, right=names_width, bottom=0.58, top=0.84)
     edges = {"left": left, "right": left + width, "bottom": bottom, "top": bottom + height}
     panels = figure.subplots(1, 2, sharey=True, gridspec_kw=edges | {"wspace": 0.06})
-    dashes = _dashes(learners)
+    colors = [learner_style(name).color for name in learners]
     ends = []
-    for name in learners:
+    for name, color, dash in zip(learners, colors, dashes(colors), strict=True):
         of_learner = looks[looks["learner"] == name]
-        color = learner_style(name).color
         for axes, column, unit in ((panels[0], "episodes", 1), (panels[1], "seconds", 60)):
-            end = _draw_seeds(axes, of_learner, (column, unit), quantity.column, ls=dashes[name])
+            end = _draw_seeds(axes, of_learner, (column, unit), quantity.column, ls=dash)
         ends.append((end, name, color))
     for row, name in papers.items():
         color = learner_style(name).color
@@ -238,14 +235,3 @@ def _logarithmic(axes: Axes) -> None:
 
 def _several_seeds(looks: pd.DataFrame) -> bool:
     return bool((looks.groupby("learner")["train_seed"].nunique() > 1).any())
-
-
-def _dashes(learners: Sequence[str]) -> dict[str, Any]:
-    """How each line is dashed: the first of those that share a colour is not."""
-    seen: dict[str, int] = {}
-    dashes = {}
-    for name in learners:
-        color = learner_style(name).color
-        dashes[name] = _DASHES[seen.get(color, 0) % len(_DASHES)]
-        seen[color] = seen.get(color, 0) + 1
-    return dashes

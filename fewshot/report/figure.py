@@ -7,8 +7,10 @@ import contextlib
 import io
 import os
 import zlib
+from collections import Counter
+from collections.abc import Hashable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 from PIL import Image
@@ -63,6 +65,8 @@ _NOBODY = "#8a8a8a"
 # For labels, without the pale ones, in turn; the number beside it says which label it is.
 _LABELS = (_BLUE, _VERMILLION, _GREEN, "#AA4499", "#B07800", _BLACK)
 
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (5, 2, 1.5, 2)), (0, (9, 3)), (0, (1, 3)))
+
 _OTHERS = tuple(Style(color, marker) for marker in "ph8*" for color in (_VERMILLION, _BLUE, _GREEN, _PINK))
 
 
@@ -70,6 +74,16 @@ def learner_style(learner: str) -> Style:
     """The learner's colour and marker, the same in all figures; one's own learner gets one by its name."""
     base = learner.partition(":")[0]
     return _STYLES.get(base) or _OTHERS[zlib.crc32(learner.encode()) % len(_OTHERS)]
+
+
+def dashes(looks: Iterable[Hashable]) -> list[Any]:
+    """How each of some lines is dashed, given how it looks: of those that look alike, the first is not."""
+    seen: Counter[Hashable] = Counter()
+    found = []
+    for look in looks:
+        found.append(_DASHES[seen[look] % len(_DASHES)])
+        seen[look] += 1
+    return found
 
 
 def label_color(label: int) -> str:

@@ -1,6 +1,7 @@
 """Plots of a results folder: accuracy by presentation and K-shot accuracies, beside its learning curves.
 
-Filled marks are ours, hollow ones are published. Bands and bars are 95 % intervals over episodes.
+Filled marks are ours, hollow ones are published. Lines of streams that share a colour and a mark, those of
+variants of one learner, are told apart by their dashes. Bands and bars are 95 % intervals over episodes.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 from fewshot.harness.record import read_records
 from fewshot.report.axes import STRETCH_NOTE, clean, hollow_mark, label_ends, margins, stretch
 from fewshot.report.curves import curve_figures, read_curves
-from fewshot.report.figure import GREY, add_title, learner_style, new_figure, save
+from fewshot.report.figure import GREY, add_title, dashes, learner_style, new_figure, save
 from fewshot.report.memory_size import memory_figures
 from fewshot.report.published import find_published, human_stream
 from fewshot.report.results import (
@@ -60,12 +61,13 @@ def plot_suite(folder: Path) -> list[Path]:
 def stream_figure(results: Sequence[Result]) -> Figure:
     """Accuracy by presentation of all learners in streams of one kind, on one axis."""
     record = results[0].record
-    labelled = _labelled(results)
+    labelled = sorted(_labelled(results), key=_row_order)
     names_width = 0.45 + 0.085 * max(14, *(len(label) for label, _ in labelled))
     figure = new_figure(6.4 + names_width, 5.8)
     axes = figure.add_axes(margins(figure, left=0.65, right=names_width, bottom=0.58, top=0.84))
     last = min(LAST_PRESENTATION, max(k for result in results for k in result.figures if k is not None))
-    ends = [_draw_stream(axes, result, label, last) for label, result in labelled]
+    dashed = dashes(learner_style(result.record.learner) for _, result in labelled)
+    ends = [_draw_stream(axes, *row, last, dash) for row, dash in zip(labelled, dashed, strict=True)]
     hollow = any(find_published(result.record, k) for result in results for k in result.figures)
     people = [(k, row.accuracy) for k, row in human_stream(record).items() if k <= last]
     if people:
@@ -152,7 +154,7 @@ def _elsewhere(result: Result) -> bool:
     return result.record.train_dataset not in (None, result.record.dataset)
 
 
-def _draw_stream(axes: Axes, result: Result, label: str, last: int) -> tuple[float, str, str]:
+def _draw_stream(axes: Axes, label: str, result: Result, last: int, dash: Any) -> tuple[float, str, str]:
     """One learner's line, band and published points; returns where the line ends, its name and colour."""
     color, marker = learner_style(result.record.learner)
     shown = {k: figure for k, figure in result.figures.items() if k is not None and k <= last}
@@ -160,8 +162,7 @@ def _draw_stream(axes: Axes, result: Result, label: str, last: int) -> tuple[flo
     width = np.array([figure.ci95 or 0.0 for figure in shown.values()])
     presentations = list(shown)
     axes.fill_between(presentations, accuracy - width, accuracy + width, color=color, alpha=0.25, lw=0)
-    dashes = "--" if _elsewhere(result) else "-"
-    axes.plot(presentations, accuracy, color=color, marker=marker, ms=5, lw=1.5, ls=dashes, zorder=3)
+    axes.plot(presentations, accuracy, color=color, marker=marker, ms=5, lw=1.5, ls=dash, zorder=3)
     published = {k: find_published(result.record, k) for k in presentations}
     points = [(k, found.accuracy) for k, found in published.items() if found]
     if points:

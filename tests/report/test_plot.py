@@ -142,6 +142,21 @@ def test_published_points_and_chance_are_drawn() -> None:
     assert not any(np.array_equal(line, [20, 20]) for line in heights)
 
 
+def test_variants_of_one_learner_in_streams_are_told_apart_by_dashes() -> None:
+    """The plain one is not dashed, wherever its record stands; nor are others, with marks of their own."""
+    names = ("mann:one_head", "mann", "lstm", "mann:no_encoder")
+    figure = plot.stream_figure(merge_seeds([make_record(name, "stream") for name in names]))
+    ours = [
+        line
+        for line in figure.axes[0].lines
+        if line.get_markerfacecolor() != "white" and line.get_marker() in "ov"
+    ]
+    looks = [(line.get_color(), line.get_marker(), str(line._dash_pattern)) for line in ours]  # type: ignore[attr-defined]
+    assert len(set(looks)) == len(looks) == 4
+    assert [line.get_linestyle() for line in ours].count("-") == 2
+    assert ours[0].get_linestyle() == "-"
+
+
 def test_all_accuracies_low_or_perfect_can_be_plotted() -> None:
     for accuracy in (0.0, 0.2, 1.0):
         by_instance = dict.fromkeys((1, 2), accuracy)
