@@ -197,7 +197,7 @@ def calibrate(learner: Learner, split: Split, log: TrainLog | None = None) -> No
 def _check_given(learner: Learner, split: Split) -> None:
     check_is_learner(learner)
     check_kind("split", split, Split, "give one, as fewshot.load_dataset(name).split(name)")
-    learner.check_images(split.train.image_set.image_shape)
+    learner.check_images(split.val.image_set.image_shape)
 
 
 def calibration_streams(learner: Learner, split: Split) -> Stream:
