@@ -5,7 +5,7 @@ the score of a label is the cosine of its nearest key; a label without a slot (n
 overwritten) has the "new" score of `fewshot.learners.metric`.
 """
 
-from typing import ClassVar, Literal
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fewshot.episodes.batch import StreamBatch
 from fewshot.errors import LearnerError
-from fewshot.learners.backbones import CONV, Backbone, Downsample, image_encoder
-from fewshot.learners.metric import MetricLearner, best_of_class, check_metric_weight
+from fewshot.learners.encoder import EncoderLearner, EncoderOptions
+from fewshot.learners.metric import MetricLearner, best_of_class
 from fewshot.learners.options import check_at_least
 from fewshot.memory.attribution import Watch, watched
 from fewshot.memory.external import Access
@@ -31,59 +31,39 @@ from fewshot.memory.key_value import (
 )
 
 
-class KeyValue(MetricLearner):
+class KeyValue(EncoderLearner, MetricLearner):
     """A key-value memory with ages, any way and shot.
 
     margin: by how much the nearest right key should be nearer than the nearest wrong one.
     """
 
     has_memory = True
-    added_options: ClassVar[frozenset[str]] = frozenset({"backbone"})
 
     def __init__(
         self,
         image_shape: tuple[int, int, int],
         way: int,
         *,
-        widths: tuple[int, ...] = (32, 32, 64),
-        downsample: Downsample = "stride",
-        batch_norm: Literal["none", "frozen"] = "frozen",
-        embedding_size: int = 64,
         num_slots: int = 128,
         margin: float = 0.1,
-        metric_weight: float = 0.0,
-        backbone: Backbone = CONV,
+        **encoder: Unpack[EncoderOptions],
     ) -> None:
-        super().__init__(image_shape, way)
-        check_at_least(1, num_slots=num_slots, embedding_size=embedding_size)
-        if not widths and backbone.name == "conv":
+        super().__init__(image_shape, way, **encoder)
+        check_at_least(1, num_slots=num_slots)
+        self.build_encoder()
+        if self.backbone_name is None:
             raise LearnerError(
                 "widths must name a convolution block or more: with bare pixels there is nothing to train"
             )
         if margin < 0:
             raise LearnerError(f"margin must be at least 0; got {margin}")
-        self.embedding_size, self.num_slots, self.margin = embedding_size, num_slots, margin
-        self.metric_weight = metric_weight
-        self.encoder, self.backbone_name = image_encoder(
-            image_shape,
-            widths,
-            embedding_size,
-            downsample=downsample,
-            batch_norm=batch_norm,
-            backbone=backbone,
-        )
-        self.batch_norm = batch_norm
-        check_metric_weight(metric_weight, self.encoder)
+        self.num_slots, self.margin = num_slots, margin
         self.register_buffer("new_score", torch.tensor(0.5))
 
     def start(self, batch: int, way: int) -> KeyValueState:
         return initial_state(
-            batch, num_slots=self.num_slots, key_size=self.embedding_size, value_size=way, like=self.new_score
+            batch, num_slots=self.num_slots, key_size=self.feature_size, value_size=way, like=self.new_score
         )
-
-    def embed(self, images: Tensor) -> Tensor:
-        features: Tensor = self.encoder(images)
-        return features
 
     def observe_features(self, state: KeyValueState, features: Tensor, label: Tensor) -> KeyValueState:
         return update(state, *_pair(state, features, label))

@@ -14,10 +14,9 @@ from abc import abstractmethod
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewshot.episodes.batch import EpisodeBatch, KShotBatch, StreamBatch, some_episodes
-from fewshot.errors import LearnerError
 from fewshot.learners.base import State, name_in_turn
 from fewshot.learners.embedding import EmbeddingLearner, embed_in_parts
 
@@ -143,15 +142,6 @@ def soft_best_of_class(similarity: Tensor, labels: Tensor, way: int) -> Tensor:
     index = labels.unsqueeze(1).expand_as(similarity)
     shares = torch.exp(similarity - best.masked_fill(none, 0).gather(2, index))
     return best + torch.zeros_like(best).scatter_add(2, index, shares).masked_fill(none, 1).log()
-
-
-def check_metric_weight(metric_weight: float, encoder: nn.Module) -> None:
-    """Raise LearnerError for a negative weight, and for one where the encoder has nothing to train."""
-    if metric_weight < 0 or (metric_weight and not any(True for _ in encoder.parameters())):
-        raise LearnerError(
-            "metric_weight must be at least 0, and 0 where pixels are the features (widths = []), as it "
-            f"trains the encoder; got {metric_weight}"
-        )
 
 
 def across_episodes_loss(features: Tensor, batch: StreamBatch) -> Tensor:

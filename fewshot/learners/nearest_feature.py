@@ -17,26 +17,20 @@ the images of a class is the probability that it is given. Not soft, the nearest
 """
 
 import math
-from typing import ClassVar, Literal
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from fewshot.episodes.batch import StreamBatch
-from fewshot.learners.backbones import CONV, Backbone, Downsample, feature_size, image_encoder
-from fewshot.learners.metric import (
-    NEW_COSINE,
-    best_of_class,
-    check_metric_weight,
-    cosines,
-    soft_best_of_class,
-)
+from fewshot.learners.encoder import EncoderLearner, EncoderOptions
+from fewshot.learners.metric import NEW_COSINE, best_of_class, cosines, soft_best_of_class
 from fewshot.learners.nearest import Nearest
 from fewshot.learners.options import check_above_zero
 from fewshot.memory.attribution import Watch, append_only
 
 
-class NearestFeature(Nearest):
+class NearestFeature(EncoderLearner, Nearest):
     """Nearest stored embedding by cosine, any way and shot.
 
     soft: whether all stored images of a class speak for it, or the nearest alone.
@@ -44,42 +38,22 @@ class NearestFeature(Nearest):
     """
 
     has_memory = True
-    added_options: ClassVar[frozenset[str]] = frozenset({"backbone"})
 
     def __init__(
         self,
         image_shape: tuple[int, int, int],
         way: int,
         *,
-        widths: tuple[int, ...] = (32, 32, 64),
-        downsample: Downsample = "stride",
-        batch_norm: Literal["none", "frozen"] = "frozen",
-        embedding_size: int = 64,
         soft: bool = True,
         sharpness: float = 10.0,
-        metric_weight: float = 0.0,
-        backbone: Backbone = CONV,
+        **encoder: Unpack[EncoderOptions],
     ) -> None:
-        super().__init__(image_shape, way)
+        super().__init__(image_shape, way, **encoder)
         check_above_zero(sharpness=sharpness)
-        self.feature_size = feature_size(image_shape, widths, embedding_size, backbone)
-        self.encoder, self.backbone_name = image_encoder(
-            image_shape,
-            widths,
-            embedding_size,
-            downsample=downsample,
-            batch_norm=batch_norm,
-            backbone=backbone,
-        )
-        self.batch_norm = batch_norm if self.backbone_name else "none"
-        check_metric_weight(metric_weight, self.encoder)
-        self.metric_weight, self.soft = metric_weight, soft
+        self.build_encoder()
+        self.soft = soft
         self.log_sharpness = nn.Parameter(torch.tensor(math.log(sharpness)))
         self.new_score = nn.Parameter(torch.tensor(NEW_COSINE * sharpness))
-
-    def embed(self, images: Tensor) -> Tensor:
-        features: Tensor = self.encoder(images)
-        return features
 
     def similarity(self, features: Tensor, stored: Tensor) -> Tensor:
         return self.log_sharpness.exp() * cosines(features, stored)

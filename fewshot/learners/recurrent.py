@@ -10,7 +10,7 @@ learner to no way (the paper's section 4.1).
 """
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, NamedTuple, TypedDict
+from typing import Any, ClassVar, NamedTuple, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from fewshot.episodes.batch import EpisodeBatch, StreamBatch, Support
 from fewshot.episodes.labels import LETTERS, VALUES, Labels, label_units
 from fewshot.errors import LearnerError
-from fewshot.learners.backbones import CONV, Backbone, Downsample, feature_size, image_encoder
-from fewshot.learners.embedding import EmbeddingLearner
-from fewshot.learners.metric import across_episodes_loss, check_metric_weight
+from fewshot.learners.encoder import EncoderLearner, EncoderOptions
+from fewshot.learners.metric import across_episodes_loss
 from fewshot.memory.attribution import Watch
 from fewshot.memory.cell import Cell, WatchedCell
 
@@ -33,32 +32,22 @@ class RecurrentState(NamedTuple):
     pending: Tensor
 
 
-class SharedOptions(TypedDict, total=False):
+class SharedOptions(EncoderOptions, total=False):
     """The options that all these learners have; `RecurrentLearner` explains them and gives the defaults.
 
     A learner's constructor lists its own options and passes these on: `**shared: Unpack[SharedOptions]`.
     """
 
-    widths: tuple[int, ...]
-    downsample: Downsample
-    batch_norm: Literal["none", "frozen"]
-    embedding_size: int
-    metric_weight: float
     labels: Labels
-    backbone: Backbone
 
 
-class RecurrentLearner(EmbeddingLearner):
+class RecurrentLearner(EncoderLearner):
     """An encoder of images, a cell, and a linear read-out; subclasses choose the cell.
 
-    widths, downsample, batch_norm, embedding_size, backbone: of the encoder, see `image_encoder`.
-    metric_weight: how much `across_episodes_loss` of the features weighs beside the answers' loss in training
-        on streams.
     labels: see `Learner`.
     """
 
     label_equivariant: ClassVar[bool] = False
-    added_options: ClassVar[frozenset[str]] = frozenset({"backbone"})
 
     def __init__(
         self,
@@ -66,33 +55,14 @@ class RecurrentLearner(EmbeddingLearner):
         way: int,
         *,
         cell: Callable[[int, int], Cell],
-        widths: tuple[int, ...] = (32, 32, 64),
-        downsample: Downsample = "stride",
-        batch_norm: Literal["none", "frozen"] = "frozen",
-        embedding_size: int = 64,
-        metric_weight: float = 0.0,
         labels: Labels = "one_hot",
-        backbone: Backbone = CONV,
+        **encoder: Unpack[EncoderOptions],
     ) -> None:
-        """cell: makes one, given how many features an image has and how many units a label.
-
-        LearnerError for a negative metric_weight, and for one where the encoder has no weights.
-        """
-        super().__init__(image_shape, way)
+        """cell: makes one, given how many features an image has and how many units a label."""
+        super().__init__(image_shape, way, **encoder)
         units = label_units(labels, way)
-        # The cell comes first, as its weights do in what a seed gives.
-        made = cell(feature_size(image_shape, widths, embedding_size, backbone), units)
-        self.encoder, self.backbone_name = image_encoder(
-            image_shape,
-            widths,
-            embedding_size,
-            downsample=downsample,
-            batch_norm=batch_norm,
-            backbone=backbone,
-        )
-        self.batch_norm = batch_norm if self.backbone_name else "none"
-        check_metric_weight(metric_weight, self.encoder)
-        self.metric_weight = metric_weight
+        made = cell(self.feature_size, units)  # first, as its weights come in what a seed gives
+        self.build_encoder()
         self.labels = labels
         self.fixed_way = labels == "one_hot"
         self.cell = made
@@ -106,10 +76,6 @@ class RecurrentLearner(EmbeddingLearner):
         return RecurrentState(
             self.cell.start(batch), self.output.weight.new_zeros(batch, self.output.out_features)
         )
-
-    def embed(self, images: Tensor) -> Tensor:
-        features: Tensor = self.encoder(images)
-        return features
 
     def observe_features(self, state: RecurrentState, features: Tensor, label: Tensor) -> RecurrentState:
         return self._run(state, features.unsqueeze(1), label.unsqueeze(1))[1]
