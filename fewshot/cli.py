@@ -375,13 +375,21 @@ def _write_table(folder: Path) -> None:
 
 @app.command()
 def table(
-    results: Annotated[Path, typer.Argument(help="A results folder.")], format: FormatOption = "text"
+    results: Annotated[Path, typer.Argument(help="A results folder.")],
+    format: FormatOption = "text",
+    training: Annotated[
+        bool, typer.Option("--training", help="What the learners were trained on, and for how long.")
+    ] = False,
 ) -> None:
     """Print the tables of a results folder, published figures beside ours."""
     from fewshot.harness.record import read_records
-    from fewshot.report.table import render
+    from fewshot.report import table, training_table
 
-    print(render(read_records(results), format, results), end="")
+    records = read_records(results)
+    if training:
+        print(training_table.render(records, format), end="")
+    else:
+        print(table.render(records, format, results), end="")
 
 
 @app.command()
