@@ -25,10 +25,10 @@ from benchmarks.speed.evaluation import class_by_class
 from benchmarks.speed.lrua_step import plain_weights
 from benchmarks.speed.measure import COLUMNS, Rounds, Row, interleave, to_csv
 from benchmarks.speed.peer_worker import conv4
-from benchmarks.speed.peers import PeerEnvironment, PeerError, Worker, peer_environment
+from benchmarks.speed.peers import CHECKOUT, PeerEnvironment, PeerError, Worker, peer_environment
 from benchmarks.speed.plots import plot_costs
 from benchmarks.speed.prototypical_step import block_weights
-from benchmarks.speed.setting import Place, Setting, pool_rows
+from benchmarks.speed.setting import CHECKPOINTS, Place, Setting, pool_rows
 from benchmarks.speed.steps import compare_step, operations, training_step
 from benchmarks.speed.table import to_text
 from fewshot.data.image_folder import load_image_folder
@@ -68,6 +68,12 @@ def test_the_columns_of_speed_csv_are_these() -> None:
         'episodes_5w1s,"cpu, 1 thread",4000,episodes/s,torchmeta,,,5000,0.8',
         'maml_step,"cpu, 2 threads",250,ms,learn2learn,1000,4,200,0.8',
     ]
+
+
+def test_the_weights_that_are_measured_are_recorded() -> None:
+    for learners in CHECKPOINTS.values():
+        for learner, folder in learners.items():
+            assert (CHECKOUT / folder / "checkpoints" / f"{learner}-0.safetensors").is_file(), folder
 
 
 def test_a_figure_keeps_its_digits_whatever_its_size() -> None:

@@ -266,6 +266,16 @@ def test_there_are_suites() -> None:
 RECORDED = sorted(path.parent for path in ROOT.glob("results/*/records.jsonl"))
 
 
+def test_make_results_makes_them_all_and_weights_before_who_answers_with_them() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
+    suites = re.findall(r"^SUITES = (.*)$", makefile, re.MULTILINE)[0].split()
+    assert sorted(suites) == [folder.name for folder in RECORDED]
+    for place, name in enumerate(suites):
+        for learner in read_suite(ROOT / "benchmarks" / f"{name}.toml").learner:
+            if learner.weights and learner.weights.startswith("results/"):
+                assert learner.weights.split("/")[1] in suites[: place + 1], name
+
+
 @pytest.mark.parametrize("folder", RECORDED, ids=lambda folder: folder.name)
 def test_recorded_tables_are_those_of_the_records(folder: Path) -> None:
     written = (folder / "table.md").read_text(encoding="utf-8")

@@ -18,8 +18,11 @@ from fewshot.errors import DataError
 from fewshot.harness.processes import prepare_process
 
 SIDE = 28
-CHECKPOINTS = {"omniglot": "results/omniglot_first/checkpoints", "glyphs": "results/quickstart/checkpoints"}
-"""Learners trained on either data set."""
+CHECKPOINTS = {
+    "omniglot": {"mann": "results/omniglot_first", "prototypical": "results/omniglot_kshot"},
+    "glyphs": {"mann": "results/quickstart", "prototypical": "results/quickstart"},
+}
+"""Where learners trained on either data set are kept."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Setting:
         return [*cores, Place("cuda")] if torch.cuda.is_available() else cores
 
     def checkpoint(self, learner: str) -> Path:
-        return CHECKOUT / CHECKPOINTS[self.images.name] / f"{learner}-0.safetensors"
+        return CHECKOUT / CHECKPOINTS[self.images.name][learner] / "checkpoints" / f"{learner}-0.safetensors"
 
     @cached_property
     def train(self) -> ClassPool:

@@ -24,9 +24,8 @@ the encoder of `Mann` (streams of 5 classes, validation classes), right at the 2
 300 updates of 16 streams: 83 and 91 %; with a query map of its own 46 and 65 %.
 
 The microscope sees the reads of the first layer's heads: in it a slot holds its own pair and nothing else, in
-later ones a pair that has itself read those before it. That is also where answers come from. Measured there
-with two layers, after 1,500 updates, on 100 streams of test classes, right where the class was known: 98.4 %;
-without what is read in the second layer 97.6, without what is read in the first 20.1.
+later ones a pair that has itself read those before it. That is also where answers come from: on real Omniglot
+a network of two layers fell to chance without what is read in the first, and hardly moved without the second's.
 """
 
 import math

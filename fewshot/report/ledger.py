@@ -36,8 +36,9 @@ EXCEEDS = 2.0
 """Points above the published figure from which the protocols may differ."""
 
 RULES = f"""\
-A figure is one paper, one method and one setting; all presentations of a stream are one figure, and of
-two versions of a paper the final one has it. It counts if
+A figure is one paper, one method and one setting; all presentations of a stream are one figure. Of two
+versions of a paper the final one has it; where a paper prints a setting twice (two measures, two widths),
+the one listed first in published.csv, which is nearest to the learner here. It counts if
 
 - it is the paper's own method, or a rerun by somebody else, listed apart as such;
 - the method learns: no people, no nearest neighbours, no guessers;
@@ -132,7 +133,7 @@ def published_figures() -> tuple[PublishedFigure, ...]:
     for row in load_published():
         if _counts(row):
             groups.setdefault(_figure_key(row), []).append(row)
-    # The final version of a paper stands before earlier ones in the file.
+    # The final version of a paper, and the variant nearest to the learner here, stand first in the file.
     versions = ([row for row in rows if row.variant == rows[0].variant] for rows in groups.values())
     return tuple(PublishedFigure(tuple(rows)) for rows in versions)
 
@@ -242,7 +243,7 @@ def _standing(figure: PublishedFigure, result: Result) -> tuple[object, ...]:
         list(PAPER_NAMES).index(learner_id(record.learner)),
         record.learner,
         record.counts == "random",
-        author not in record.suite,
+        author != record.suite.partition("_")[0],
         -result.train_seeds,
         -(record.train_episodes or 0),
         record.suite,

@@ -4,6 +4,7 @@ Each checkpoint has such a log. A class is the set of its images, so classes tha
 apart; a turned class is its parent's twin and belongs to its parent's side.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,7 +62,7 @@ def weights_were_chosen_on_validation(subject: str, record: Record, draws: Draws
     said = record.selection
     if said is None:
         return Finding(guard, subject, True, "there was no choice", SELECT_ON_VALIDATION)
-    if "over validation classes" not in said or "test" in said:
+    if "over validation classes" not in said or re.search(r"\btest\b", said):
         return Finding(guard, subject, False, f'the record says "{said}"', SELECT_ON_VALIDATION)
     looks = sum(count for side, _, count in draws if side == "val")
     seen = f"{looks:,} draws of validation classes" if looks else "the log has no validation class"

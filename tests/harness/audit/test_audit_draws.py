@@ -108,6 +108,11 @@ def test_a_choice_of_which_the_log_knows_nothing_is_found(record: Record) -> Non
     assert finding.seen == "the log has no validation class"
 
 
+def test_an_option_that_was_tried_is_no_test_class_whatever_its_name(record: Record) -> None:
+    tried = record.model_copy(update={"selection": f"options {{inner_steps_test: 1}}; {record.selection}"})
+    assert weights_were_chosen_on_validation("x", tried, HONEST).holds
+
+
 def test_without_a_choice_there_is_nothing_to_find(record: Record) -> None:
     untrained = record.model_copy(update={"selection": None})
     assert weights_were_chosen_on_validation("x", untrained, []).holds
