@@ -56,9 +56,10 @@ or more.
 
 Where several records could stand for one figure, accuracy has no say. First comes the learner that is
 the paper's to the letter, then exact counts before random ones, the suite named after the paper's first
-author, the most training seeds, the most training episodes, and the suite's name. A variant
-(`mann:no_encoder`) stands for nothing but what is published under its own name. Ours is the mean over
-training seeds, ± the 95 % interval over episodes.
+author, the most training seeds, the most training episodes, weights trained in the suite before those
+that it takes from another, and the suite's name. A variant (`mann:no_encoder`) stands for nothing but
+what is published under its own name. Ours is the mean over training seeds, ± the 95 % interval over
+episodes.
 
 *Matched*: theirs lies within or below our interval, in a stream at every presentation that counts.
 *Below*: it does not. *Exceeds*: matched, and somewhere more than {EXCEEDS:g} points above theirs: the
@@ -246,6 +247,7 @@ def _standing(figure: PublishedFigure, result: Result) -> tuple[object, ...]:
         author != record.suite.partition("_")[0],
         -result.train_seeds,
         -(record.train_episodes or 0),
+        record.config.get("weights") is not None,
         record.suite,
     )
 

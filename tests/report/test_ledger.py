@@ -179,6 +179,8 @@ def test_which_record_stands_for_a_figure_does_not_depend_on_its_accuracy() -> N
     assert standing(lucky, *seeds).suite == "seeds"
     longer = turned("prototypical", 0.9, suite="longer", train_episodes=10**9)
     assert standing(turned("prototypical", 0.999, suite="brief"), longer).suite == "longer"
+    taken = turned("prototypical", 0.97, suite="a_suite", config={"weights": "results/own/checkpoints/x"})
+    assert standing(taken, turned("prototypical", 0.97, suite="own")).suite == "own"
 
 
 def test_ours_is_the_mean_over_training_seeds() -> None:
