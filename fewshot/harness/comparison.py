@@ -42,10 +42,7 @@ from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
 from fewshot.harness.record import Record
-from fewshot.harness.statistics import LEVEL, Column, crossed_deviation, over_episodes
-
-LEAST_SEEDS = 3
-"""Training seeds of a method for a claim about it."""
+from fewshot.harness.statistics import LEAST_SEEDS, LEVEL, Column, crossed_deviation, over_episodes
 
 
 @dataclass(frozen=True)

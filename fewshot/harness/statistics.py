@@ -1,18 +1,19 @@
-"""Accuracies and what they are uncertain about: episodes and test classes.
+"""Accuracies and what they are uncertain about: episodes, test classes and training seeds.
 
 The intervals answer different questions and are never mixed (design decision 8):
 
 - over episodes: other episodes of the *same* test classes and the same weights; what papers print.
 - over test classes: other *classes* (and episodes) drawn from where the test classes came from.
+- over training seeds: other *weights*, trained in the same way, on the same test episodes.
 
 All are 95 % intervals, given as half widths in the unit of the accuracy (a fraction), and None where fewer
 than two of what they vary over exist. An accuracy is correct answers over answers given, so that every
 answer weighs the same; where all episodes ask equally many questions, as in K-shot episodes of fixed way,
-it is the mean of the per-episode accuracies. Intervals over training seeds, and those of the difference
-between two learners, are in `fewshot.harness.comparison`.
+it is the mean of the per-episode accuracies. Intervals of the difference between two learners, and the one
+over episodes, test classes and training seeds at once, are in `fewshot.harness.comparison`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -27,6 +28,8 @@ Column = NDArray[np.integer[Any]]
 """(row,): one column of the answers, a row per (episode, class, presentation or query group)."""
 
 LEVEL = 0.95
+LEAST_SEEDS = 3
+"""Training seeds of a method for a claim about it."""
 REPLICATES = 1000
 BOOTSTRAP_SEED = 0
 _EPISODES_AT_ONCE = 256  # their weights and sums then stay in a processor's cache
@@ -97,6 +100,14 @@ def over_episodes(episode: Column, correct: NDArray[Any], count: Column) -> Esti
     accuracy = correct_per_episode.sum() / count_per_episode.sum()
     residual = (correct_per_episode - accuracy * count_per_episode) / count_per_episode.mean()
     return Estimate(float(accuracy), _t_half_width(residual))
+
+
+def over_seeds(accuracies: Sequence[float]) -> float | None:
+    """Half width of Student's t interval of the mean over training seeds, in the accuracies' unit.
+
+    accuracies: one per training seed, of the same test episodes. None below LEAST_SEEDS.
+    """
+    return _t_half_width(np.array(accuracies)) if len(accuracies) >= LEAST_SEEDS else None
 
 
 def crossed_deviation(

@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from fewshot.harness.comparison import LEAST_SEEDS, Compared
+from fewshot.harness.comparison import Compared
 from fewshot.harness.record import Record
-from fewshot.harness.statistics import ordinal
+from fewshot.harness.statistics import LEAST_SEEDS, ordinal
 from fewshot.report.formats import ResultTable, Row, write
 from fewshot.report.results import (
     TRANSDUCTIVE_MARK,

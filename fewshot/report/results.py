@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from fewshot.errors import RecordError
 from fewshot.harness.record import Record, record_key
+from fewshot.harness.statistics import over_seeds
 
 LEARNERS = (
     "mann",
@@ -97,11 +98,15 @@ _TOLD = (
 
 
 class Figure(NamedTuple):
-    """An accuracy with half widths of its 95 % intervals over episodes and over test classes, in per cent."""
+    """An accuracy with half widths of its 95 % intervals, in per cent.
+
+    Over episodes, over test classes crossed with episodes, and over training seeds.
+    """
 
     accuracy: float
     ci95: float | None
     ci95_classes: float | None
+    ci95_seeds: float | None
 
 
 @dataclass(frozen=True)
@@ -280,20 +285,24 @@ def _merge(group: list[Record]) -> Result:
         known = [100 * value for value in values if value is not None]
         return fmean(known) if len(known) == len(values) else None
 
+    def merged(accuracies: list[float], ci95: list[float | None], classes: list[float | None]) -> Figure:
+        seeds = over_seeds([100 * accuracy for accuracy in accuracies])
+        return Figure(100 * fmean(accuracies), mean(ci95), mean(classes), seeds)
+
     figures: dict[int | None, Figure] = {}
     if group[0].protocol == "kshot":
-        figures[None] = Figure(
-            100 * fmean(record.accuracy for record in group),
-            mean([record.ci95 for record in group]),
-            mean([record.ci95_classes for record in group]),
+        figures[None] = merged(
+            [record.accuracy for record in group],
+            [record.ci95 for record in group],
+            [record.ci95_classes for record in group],
         )
     else:
         asked = set.intersection(*(set(record.accuracy_by_instance) for record in group))
         for k in sorted(asked):
-            figures[k] = Figure(
-                100 * fmean(record.accuracy_by_instance[k] for record in group),
-                mean([record.ci95_by_instance.get(k) for record in group]),
-                mean([record.ci95_classes_by_instance.get(k) for record in group]),
+            figures[k] = merged(
+                [record.accuracy_by_instance[k] for record in group],
+                [record.ci95_by_instance.get(k) for record in group],
+                [record.ci95_classes_by_instance.get(k) for record in group],
             )
     links = {
         link: 100 * fmean(record.accuracy_by_link[link] for record in group)

@@ -6,7 +6,7 @@ transductive learners carry a mark, published figures stand in a row of their ow
 beneath them, and notes say what every mark and ± means and how the published setting differs.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -260,23 +260,28 @@ def _filled(table: ResultTable, rows: dict[str, Cells], chance: str, folder: Pat
 
 def _notes(rows: dict[str, Cells], results: list[Result]) -> list[str]:
     notes = []
-    classes = []
-    for label, cells in rows.items():
-        widths = [result.figures[k].ci95_classes for result, k in cells.values()]
-        known = [width for width in widths if width is not None]
-        if known:
-            low, high = f"{min(known):.1f}", f"{max(known):.1f}"
-            classes.append(f"{label} ± {low}" + (f"–{high}" if high != low else ""))
-    if classes:
-        notes.append(f"95 % over test classes and episodes (bootstrap): {', '.join(classes)}.")
+    if classes := _widths(rows, lambda figure: figure.ci95_classes):
+        notes.append(f"95 % over test classes and episodes (bootstrap): {classes}.")
     seeds = {label: {result.train_seeds for result, _ in cells.values()} for label, cells in rows.items()}
     notes += [*_training_note(results), *_trials_note(results)]
     several = [f"{label} {max(counts)}" for label, counts in seeds.items() if max(counts) > 1]
     if several:
         notes.append(f"Means over training seeds (the ± do not cover them): {', '.join(several)}.")
+    if trainings := _widths(rows, lambda figure: figure.ci95_seeds):
+        notes.append(f"95 % over training seeds: {trainings}.")
     if any(result.record.transductive for result in results):
         notes.append(TRANSDUCTIVE_NOTE)
     return notes
+
+
+def _widths(rows: dict[str, Cells], width: Callable[[Figure], float | None]) -> str:
+    """ "mann ± 0.3–0.9, maml ± 0.5": the least and greatest half width of the rows that have some."""
+    told = []
+    for label, cells in rows.items():
+        widths = [width(result.figures[k]) for result, k in cells.values()]
+        if known := [f"{half:.1f}" for half in sorted(half for half in widths if half is not None)]:
+            told.append(f"{label} ± {'–'.join(dict.fromkeys((known[0], known[-1])))}")
+    return ", ".join(told)
 
 
 def _training_note(results: list[Result]) -> list[str]:

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from scipy.stats import t as student_t
 
-from fewshot.harness.statistics import REPLICATES, Resampling, crossed_deviation, over_episodes, summarise
+from fewshot.harness.statistics import (
+    REPLICATES,
+    Resampling,
+    crossed_deviation,
+    over_episodes,
+    over_seeds,
+    summarise,
+)
 
 
 def crossed(accuracy, random):
@@ -34,6 +41,20 @@ def test_over_episodes_is_the_mean_of_episode_accuracies_where_all_ask_equally_m
     low, high = student_t.interval(0.95, 199, accuracies.mean(), accuracies.std(ddof=1) / np.sqrt(200))
     assert mean == pytest.approx(accuracies.mean(), rel=1e-12)
     assert half_width == pytest.approx((high - low) / 2, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "quantile", "deviation"),
+    [([0.90, 0.91, 0.92], 4.302653, 0.01), ([0.5, 0.6, 0.6, 0.7], 3.182446, 0.08164966), ([0.7] * 3, 1, 0)],
+)
+def test_the_interval_over_seeds_is_students_of_their_accuracies(accuracies, quantile, deviation):
+    """The quantiles are those of printed tables, at 0.975 and one degree of freedom below the seeds."""
+    expected = quantile * deviation / len(accuracies) ** 0.5
+    assert over_seeds(accuracies) == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+def test_fewer_than_three_seeds_have_no_interval():
+    assert over_seeds([0.9]) is over_seeds([0.9, 0.8]) is None
 
 
 @pytest.mark.parametrize("unequal", [False, True])

@@ -262,6 +262,20 @@ def test_several_training_seeds_are_named_beneath() -> None:
     assert any("training seeds" in note and "prototypical 3" in note for note in table.notes)
 
 
+def test_from_three_training_seeds_on_their_interval_is_told() -> None:
+    """Least to most over the columns: t(0.975, 2) = 4.303 by deviations of 0.2 and 1 points over sqrt(3)."""
+    records = [
+        stream("mann", {2: 0.9 + 0.01 * step, 10: 0.98 + 0.002 * step}, train_seed=seed)
+        for seed, step in enumerate((-1, 0, 1))
+    ]
+    records += [stream("lstm", {2: 0.6 + 0.005 * seed}, train_seed=seed) for seed in range(4)]
+    records += [stream("maml", {2: 0.9 + 0.01 * seed}, train_seed=seed) for seed in range(2)]
+    (table,) = tables(records)
+    assert "95 % over training seeds: mann ± 0.5–2.5, lstm ± 1.0." in table.notes
+    (few,) = tables(records[-2:])
+    assert not any(note.startswith("95 % over training seeds") for note in few.notes)
+
+
 @pytest.mark.parametrize(("way", "ceiling"), [(5, 0.4567), (15, 0.2212)])
 def test_the_ceiling_of_first_presentations(way: int, ceiling: float) -> None:
     assert first_presentation_ceiling(way) == pytest.approx(ceiling, abs=5e-5)
