@@ -3,6 +3,7 @@
 Exit codes: 0 done; 1 a check failed; 2 wrong input, said in one line with the remedy.
 """
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -267,8 +268,6 @@ def inspect_memory(
     data: DataOption = None,
 ) -> None:
     """Look into the memory of a learner: what it stored, where, and what it read to answer one stream."""
-    import shlex
-
     from fewshot.data.progress import progress
     from fewshot.episodes.protocol import Stream
     from fewshot.episodes.sampler import EpisodeSampler
@@ -298,8 +297,7 @@ def inspect_memory(
     )
     print(save(figure, out or Path(f"{checkpoint.stem}-episode-{episode}.png"), colors=256))
     if html:
-        command = shlex.join(["fewshot", *sys.argv[1:]])
-        page = microscope_page(watched, figure, title=title, lines=lines, command=command)
+        page = microscope_page(watched, figure, title=title, lines=lines, command=_typed())
         replace_file(html, page.encode())
         print(html)
 
@@ -433,6 +431,20 @@ def plot(results: Annotated[Path, typer.Argument(help="A results folder.")]) -> 
 
     for path in plot_suite(results):
         print(path)
+
+
+@app.command()
+def report(
+    results: Annotated[Path, typer.Argument(help="A results folder.")],
+    out: Annotated[Path | None, typer.Option(help="HTML file; RESULTS/report.html by default.")] = None,
+) -> None:
+    """Write the tables and plots of a results folder as one page that stands alone."""
+    from fewshot.harness.record import replace_file
+    from fewshot.report.results_page import results_page
+
+    page = out or results / "report.html"
+    replace_file(page, results_page(results, _typed()).encode())
+    print(page)
 
 
 @app.command()
@@ -680,6 +692,11 @@ def _options(given: list[str]) -> dict[str, Any]:
         except tomllib.TOMLDecodeError:
             options[name] = value
     return options
+
+
+def _typed() -> str:
+    """The command as a shell takes it."""
+    return shlex.join(["fewshot", *sys.argv[1:]])
 
 
 def _device(name: str | None) -> str:

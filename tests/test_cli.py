@@ -253,6 +253,13 @@ def test_run_table_plot_and_verify(fewshot: Command, tiny_suite: Path, image_fol
     for format in ("md", "latex", "html"):
         assert "prototypical" in fewshot("table", "results/tiny", "--format", format).out
 
+    reported = fewshot("report", "results/tiny")
+    assert (reported.code, reported.out) == (0, "results/tiny/report.html\n")
+    page = Path("results/tiny/report.html").read_text(encoding="utf-8")
+    assert "Page made by <code>fewshot report results/tiny</code>" in page
+    assert fewshot("report", "results/tiny", "--out", "elsewhere/page.html").code == 0
+    assert Path("elsewhere/page.html").read_text(encoding="utf-8").count("<img") == page.count("<img") > 0
+
     drawn = fewshot("plot", "results/tiny")
     assert drawn.code == 0
     pictures = [Path(line) for line in drawn.out.splitlines()]
@@ -844,7 +851,7 @@ def test_weights_are_for_a_folder_alone(fewshot: Command, tiny_suite: Path) -> N
     assert text == f"--weights is for a folder of images; {tiny_suite} names its own: leave it out"
 
 
-@pytest.mark.parametrize("command", ["table", "compare", "plot", "verify"])
+@pytest.mark.parametrize("command", ["table", "compare", "plot", "report", "verify"])
 def test_without_records_there_is_nothing_to_show(fewshot: Command, command: str) -> None:
     learners = ["mann", "lstm"] if command == "compare" else []
     assert refused(fewshot(command, "absent", *learners)).startswith("no results in absent: ")
@@ -868,6 +875,12 @@ def test_what_cannot_be_compared_is_refused(fewshot: Command, results: Path, ima
 def test_an_unknown_format_is_answered_with_all_there_are(fewshot: Command, tiny_results: Path) -> None:
     text = refused(fewshot("table", tiny_results, "--format", "cvs"))
     assert text.startswith("unknown format 'cvs': did you mean 'csv'? there is csv, html, latex, md, text")
+
+
+def test_a_report_that_cannot_be_written_is_refused(fewshot: Command, tiny_results: Path) -> None:
+    Path("taken").mkdir()
+    assert refused(fewshot("report", tiny_results, "--out", "taken")).startswith("cannot write taken: ")
+    assert list(Path("taken").iterdir()) == []
 
 
 def test_records_of_images_that_are_gone_are_refused(fewshot: Command, tiny_results: Path) -> None:

@@ -97,7 +97,11 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def add_title(figure: Figure, title: str, *lines: str) -> None:
-    """A title with smaller lines beneath it, at the top left; takes 0.36 + 0.18 inches per line."""
+    """A title with smaller lines beneath it, at the top left; takes 0.36 + 0.18 inches per line.
+
+    The title with its first line is the figure's label too.
+    """
+    figure.set_label(" · ".join((title, *lines[:1])))
     width, height = figure.get_size_inches()
     left = 0.1 / width
     figure.text(left, 1 - 0.1 / height, title, fontsize=12, weight="bold", va="top")

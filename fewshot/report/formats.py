@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table as TerminalTable
 
 from fewshot.errors import RecordError, unknown
+from fewshot.report.pages import fill
 from fewshot.report.results import TRANSDUCTIVE_MARK
 
 TERMINAL_COLUMNS = 100
@@ -140,49 +141,6 @@ _LATEX_TEMPLATE = r"""((* for table in tables *))
 ((* endfor *))
 """
 
-_HTML_TEMPLATE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<title>fewshot results</title>
-<style>
-  body { font: 15px/1.4 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; }
-  h2 { font-size: 1.05em; margin: 2em 0 .5em; }
-  table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-  th, td { padding: .2em .9em; text-align: right; white-space: nowrap; }
-  th:first-child { text-align: left; font-weight: normal; }
-  thead th { border-bottom: 1px solid; font-weight: 600; }
-  tr.published { font-style: italic; opacity: .75; }
-  tr.published th { padding-left: 2em; }
-  td.marked { font-weight: 600; }
-  ul { font-size: .87em; padding-left: 1.2em; }
-</style>
-{% for table in tables %}
-<section>
-<h2>{{ table.title }}</h2>
-<table>
-<thead><tr>
-{% for heading in (table.stub,) + table.columns %}<th scope="col">{{ heading }}</th>{% endfor %}
-</tr></thead>
-<tbody>
-{% for row in table.rows %}
-<tr{% if row.published %} class="published"{% endif %}>
-<th scope="row">{{ row.label }}</th>
-{%- for cell in row.cells %}<td{{ ' class="marked"' | safe if loop.index0 in row.marked }}>{{ cell }}</td>
-{%- endfor +%}
-</tr>
-{% endfor %}
-</tbody>
-</table>
-<ul>
-{% for note in table.legend("Bold") %}
-<li>{{ note }}</li>
-{% endfor %}
-</ul>
-</section>
-{% endfor %}
-</html>
-"""
-
 
 def latex(tables: list[ResultTable]) -> str:
     """One table environment each; needs the package booktabs."""
@@ -210,8 +168,7 @@ def _latex_escaped(text: str) -> str:
 
 def html(tables: list[ResultTable]) -> str:
     """A page that stands alone."""
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_HTML_TEMPLATE).render(tables=tables) + "\n"
+    return fill("tables.html", title="fewshot results", tables=tables)
 
 
 WRITERS = {"text": text, "md": markdown, "latex": latex, "html": html}

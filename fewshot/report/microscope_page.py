@@ -4,12 +4,10 @@ All pictures are inline, and a small script lights up the stored images by their
 step that is pointed at. Without the script there are the figure and a table of every answer.
 """
 
-import base64
 import io
 from collections.abc import Sequence
 from typing import Any
 
-import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -17,6 +15,7 @@ from PIL import Image
 
 from fewshot.harness.watched import FIRST_ASKED, WatchedEpisode
 from fewshot.report.figure import label_color, png
+from fewshot.report.pages import data_uri, fill
 
 LEAST_SHARE = 0.001
 """What has less of what was read is left out."""
@@ -31,20 +30,15 @@ def microscope_page(
     figure: the drawing of the episode; lines: what stands beneath the title, the score first; command: what
     was typed to make it.
     """
-    environment = jinja2.Environment(
-        autoescape=True,
-        loader=jinja2.PackageLoader("fewshot", "report"),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     facts = [_facts(episode, step) for step in range(len(episode.labels))]
-    return environment.get_template("microscope.html").render(
+    return fill(
+        "microscope.html",
         title=title,
         lines=lines,
         command=command,
         facts=facts,
-        images=[_data_uri(_image_png(image)) for image in episode.images],
-        figure=_data_uri(png(figure)),
+        images=[data_uri(_image_png(image)) for image in episode.images],
+        figure=data_uri(png(figure)),
         first_shown=_telling_step(episode),
     )
 
@@ -92,7 +86,3 @@ def _image_png(image: NDArray[np.uint8]) -> bytes:
     content = io.BytesIO()
     Image.fromarray(255 - image[0] if len(image) == 1 else np.moveaxis(image, 0, -1)).save(content, "png")
     return content.getvalue()
-
-
-def _data_uri(content: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(content).decode()}"

@@ -35,13 +35,24 @@ from fewshot.report.results import (
 )
 
 LAST_PRESENTATION = 10
+PLOT_COLORS = 64
+"""Colours of a plot as a file."""
 
 
 def plot_suite(folder: Path) -> list[Path]:
     """Write all plots of a results folder to its `plots/`; returns their paths.
 
+    Raises RecordError as `suite_figures`, and where the folder cannot be written.
+    """
+    figures = suite_figures(folder)
+    return [save(figure, folder / "plots" / f"{name}.png", PLOT_COLORS) for name, figure in figures.items()]
+
+
+def suite_figures(folder: Path) -> dict[str, Figure]:
+    """All plots of a results folder, by name.
+
     Learning curves are read from `curves/<learner>-<train_seed>.csv`, where there are any.
-    Raises RecordError where there are no records, a curve is malformed or the folder cannot be written.
+    Raises RecordError where there are no records, or a curve is malformed.
     """
     results = merge_seeds(read_records(folder))
     kshot = [result for result in results if result.record.protocol == "kshot"]
@@ -54,8 +65,7 @@ def plot_suite(folder: Path) -> list[Path]:
         name = f"stream-{record.way}way-{record.length}-{record.counts}{labels}{chain}-{file_name(group)}"
         figures[name] = stream_figure(group)
     figures |= memory_figures(stream)
-    figures |= curve_figures(read_curves(folder / "curves"), results)
-    return [save(figure, folder / "plots" / f"{name}.png", colors=64) for name, figure in figures.items()]
+    return figures | curve_figures(read_curves(folder / "curves"), results)
 
 
 def stream_figure(results: Sequence[Result]) -> Figure:

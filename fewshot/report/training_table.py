@@ -25,7 +25,7 @@ def training_table(records: Iterable[Record]) -> ResultTable:
     """
     trained: dict[str, list[Record]] = {}
     for record in records:
-        if record.train_steps and not record.config.get("weights"):
+        if was_trained(record):
             trained.setdefault(record.learner, []).append(record)
     if not trained:
         raise RecordError("no learner was trained for these results: leave --training out")
@@ -38,6 +38,11 @@ def training_table(records: Iterable[Record]) -> ResultTable:
     others = [f"{learner} ({device})" for learner, device in devices.items() if device not in (None, "cpu")]
     notes = [note, f"Not on a CPU: {', '.join(others)}."] if others else [note]
     return ResultTable("Training", COLUMNS, rows=rows, notes=notes)
+
+
+def was_trained(record: Record) -> bool:
+    """Whether its learner was trained for it: not one without training, nor one with another's weights."""
+    return bool(record.train_steps) and not record.config.get("weights")
 
 
 def _cells(own: list[Record]) -> tuple[str, ...]:
@@ -59,10 +64,10 @@ def _images(record: Record) -> float:
     episodes, updates = settings["episodes"], record.train_steps or 0
     per_update = (record.train_episodes or 0) / updates
     if episodes["protocol"] == "kshot":
-        shown = _middle(episodes["way"]) * (_middle(episodes["shot"]) + episodes["query"])
+        shown: float = _middle(episodes["way"]) * (_middle(episodes["shot"]) + episodes["query"])
         return updates * per_update * shown
-    per_class = episodes["length"] / episodes["way"] * episodes.get("chain", 1)
-    ways = [episodes["way"]] * updates
+    per_class: float = episodes["length"] / episodes["way"] * episodes.get("chain", 1)
+    ways: list[int] = [episodes["way"]] * updates
     if growing := settings.get("curriculum"):
         ways = [
             min(growing["first_way"] + step // growing["every"], episodes["way"]) for step in range(updates)

@@ -11,6 +11,7 @@ from fewshot.harness.record import Record, record_key
 from fewshot.report.formats import FORMATS, TERMINAL_COLUMNS
 from fewshot.report.results import learner_rank
 from fewshot.report.table import COLUMNS, first_presentation_ceiling, long_table, render, tables
+from tests.report.html_pages import stands_alone
 
 COMMON: dict[str, Any] = {
     "suite": "hand_made",
@@ -283,8 +284,10 @@ def test_the_ceiling_of_first_presentations(way: int, ceiling: float) -> None:
 
 def test_markup_is_escaped() -> None:
     records = [kshot("my_own<b>", 0.9, train_dataset="a&b")]
-    assert "my_own&lt;b&gt;" in render(records, "html")
-    assert "a&amp;b" in render(records, "html")
+    page = render(records, "html")
+    assert "my_own&lt;b&gt;" in page
+    assert "a&amp;b" in page
+    stands_alone(page)
     assert r"my\_own" in render(records, "latex")
     assert r"a\&b" in render(records, "latex")
 
