@@ -31,7 +31,7 @@ PACKAGE = ROOT / "fewshot"
 ORDER = ("errors", "data", "kernels", "episodes", "memory", "learners", "harness", "interop", "cli")
 """Each may import itself and those before it."""
 FACADES = {"fewshot", "fewshot.__main__"}
-REPORT_READS = {"fewshot.errors"} | {
+REPORT_READS = {"fewshot.errors", "fewshot.episodes.labels"} | {
     f"fewshot.harness.{name}"
     for name in ("audit.finding", "comparison", "pairing", "record", "statistics", "watched")
 }

@@ -15,8 +15,8 @@ from torch import Tensor
 from fewshot.data.split import ClassPool
 from fewshot.episodes.augment import Augment
 from fewshot.episodes.batch import EpisodeBatch
+from fewshot.episodes.codes import draw_codes
 from fewshot.episodes.hashing import draw_distinct, fold, key_of, uniform_below
-from fewshot.episodes.labels import draw_codes
 from fewshot.episodes.protocol import KShot, Protocol, Stream, bounds
 from fewshot.episodes.source import EpisodeIndices, EpisodeSource, check_range, presentation
 from fewshot.errors import EpisodeError, check_kind

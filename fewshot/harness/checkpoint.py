@@ -101,6 +101,7 @@ def checkpoint_facts(path: Path) -> dict[str, str]:
 
 
 def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal, as records name it."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

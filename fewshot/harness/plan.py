@@ -109,6 +109,7 @@ class PlannedTest:
 
 
 def load_split(data: DataSettings, root: Path | None) -> Split:
+    """The classes of a suite's data, split as it asks; root: the data directory, if it is given."""
     return split_classes(load_dataset(data.dataset, root, data.image_size), data.split)
 
 

@@ -8,28 +8,23 @@ then the queries go through it by themselves. That is our `Maml` with `statistic
 holds it: from the same weights, on the same episodes, with the same losses and gradients.
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewshot.errors import LearnerError
-from fewshot.learners.base import Learner
-from fewshot.learners.gradient import Adapted
+from fewshot.learners.adapting import Adapted, AdaptingLearner
 from fewshot.learners.options import check_at_least
 
 
-class Learn2LearnMaml(Learner):
+class Learn2LearnMaml(AdaptingLearner):
     """An episode is answered by a clone of the network, adapted to all that was observed.
 
     Batch norms use the statistics of the images at hand, always: the examples never leave training mode, and
     running statistics are of no use here, as clones share them. With a batch norm in the network the learner
     is therefore transductive in K-shot, and in a stream an image has no statistics but its own.
     """
-
-    label_equivariant: ClassVar[bool] = False
-    fixed_way: bool = True
 
     def __init__(
         self,
@@ -52,21 +47,7 @@ class Learn2LearnMaml(Learner):
         self.transductive = bool(_batch_norms(maml))
         self.batch_norm = "batch" if self.transductive else "none"
 
-    def start(self, batch: int, way: int) -> Adapted:
-        if reason := self.way_refusal(way):
-            raise LearnerError(reason)
-        like = next(self.parameters())
-        images = like.new_zeros(batch, 0, *self.image_shape)
-        return Adapted(images, torch.zeros(batch, 0, dtype=torch.int64, device=like.device))
-
-    def observe(self, state: Adapted, image: Tensor, label: Tensor) -> Adapted:
-        images = torch.cat([state.images, image.unsqueeze(1)], dim=1)
-        return Adapted(images, torch.cat([state.labels, label.unsqueeze(1)], dim=1))
-
-    def predict(self, state: Adapted, images: Tensor) -> Tensor:
-        """All labels are equal where nothing was observed."""
-        if not state.images.shape[1]:
-            return images.new_zeros(*images.shape[:2], self.way)
+    def adapted_logits(self, state: Adapted, images: Tensor) -> Tensor:
         adapted = (self._adapted(*shown) for shown in zip(state.images, state.labels, strict=True))
         return torch.stack([network(asked) for network, asked in zip(adapted, images, strict=True)])
 

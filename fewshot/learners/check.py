@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from fewshot.episodes.batch import EpisodeBatch, KShotBatch, StreamBatch, Support, some_episodes
-from fewshot.episodes.labels import draw_codes, label_units
+from fewshot.episodes.codes import draw_codes
+from fewshot.episodes.labels import label_units
 from fewshot.episodes.source import presentation
 from fewshot.errors import LearnerError
 from fewshot.learners.base import Learner, State, check_is_learner, observe_in_turn

@@ -27,7 +27,7 @@ is only taken in more pieces.
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -36,8 +36,8 @@ from torch.autograd.function import once_differentiable
 
 from fewshot.episodes.batch import EpisodeBatch, KShotBatch, StreamBatch, Support, some_episodes
 from fewshot.errors import LearnerError
+from fewshot.learners.adapting import Adapted, AdaptingLearner
 from fewshot.learners.backbones import BatchNormMode, ConvBackbone, Downsample
-from fewshot.learners.base import Learner
 from fewshot.learners.task_network import Weights, logits, map_sizes, same_weights
 
 Statistics = Literal["together", "apart", "single"]
@@ -46,16 +46,6 @@ Rates = Callable[[int, Weights, Weights], tuple[Weights, Weights]]
 
 BYTES_TOGETHER = 2**30
 """Memory that the episodes of a batch may take together on a CPU; what needs more goes in parts."""
-
-
-class Adapted(NamedTuple):
-    """images: (batch, image, channel, height, width) and labels: (batch, image), all that were observed;
-    weights: those reached from them, each with the batch first; empty until somebody asks.
-    """
-
-    images: Tensor
-    labels: Tensor
-    weights: Weights = ()
 
 
 class NetworkOptions(TypedDict, total=False):
@@ -74,17 +64,14 @@ class DescentOptions(NetworkOptions, total=False):
     inner_steps_test: int
 
 
-class GradientLearner(Learner):
+class GradientLearner(AdaptingLearner):
     """What the family shares, which is MAML but for `second_order`.
 
-    Labels are tied to rows of the head's initial weights, so a permutation of labels changes answers a
-    little. In a stream, an image is answered at a few presentations only, each from the initial weights.
+    In a stream, an image is answered at a few presentations only, each from the initial weights.
 
     second_order: whether the outer gradient goes through the inner one, or takes it for a constant.
     """
 
-    label_equivariant: ClassVar[bool] = False
-    fixed_way: bool = True
     batch_norm: BatchNormMode = "batch"
     presentations: ClassVar[tuple[int, ...] | None] = (1, 2, 3, 5, 10)
 
@@ -181,16 +168,6 @@ class GradientLearner(Learner):
 
     # --- What they share ------------------------------------------------------------------------------------
 
-    def start(self, batch: int, way: int) -> Adapted:
-        if reason := self.way_refusal(way):
-            raise LearnerError(reason)
-        images = self.head.bias.new_zeros(batch, 0, *self.image_shape)
-        return Adapted(images, torch.zeros(batch, 0, dtype=torch.int64, device=images.device))
-
-    def observe(self, state: Adapted, image: Tensor, label: Tensor) -> Adapted:
-        images = torch.cat([state.images, image.unsqueeze(1)], dim=1)
-        return Adapted(images, torch.cat([state.labels, label.unsqueeze(1)], dim=1))
-
     def adapt(self, support: Support) -> Adapted:
         self.check_images(support.images.shape, support.images.dtype)
         state = self.start(len(support.images), support.way)
@@ -200,10 +177,7 @@ class GradientLearner(Learner):
             weights=self._descend(support.images, support.labels),
         )
 
-    def predict(self, state: Adapted, images: Tensor) -> Tensor:
-        """All labels are equal where nothing was observed."""
-        if not state.images.shape[1]:
-            return images.new_zeros(*images.shape[:2], self.way)
+    def adapted_logits(self, state: Adapted, images: Tensor) -> Tensor:
         weights = state.weights or self._descend(state.images, state.labels)
         return self._named(state, weights, images, self.steps - 1)
 

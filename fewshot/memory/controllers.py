@@ -49,23 +49,39 @@ class Controller(nn.Module, ABC):
         """projected: (batch, gate); reads: (batch, words), the last ones -> (batch, hidden), new state."""
 
 
-class LstmController(Controller):
+class GatedController(Controller):
+    """A recurrent controller: its gates are a map of the inputs, and one of the last hidden state and reads.
+
+    parts: how many numbers the gates have for each of the hidden state; bias: of the latter map.
+    """
+
+    def __init__(self, sizes: tuple[int, int, int], parts: int, *, bias: bool) -> None:
+        """sizes: of the input, the reads and the hidden state."""
+        input_size, reads_size, hidden_size = sizes
+        super().__init__(hidden_size)
+        self.input_gates = nn.Linear(input_size, parts * hidden_size)
+        self.recurrent_gates = nn.Linear(hidden_size + reads_size, parts * hidden_size, bias=bias)
+
+    @property
+    def recurrent_weight(self) -> Tensor:
+        return self.recurrent_gates.weight
+
+    def project(self, inputs: Tensor) -> Tensor:
+        gates: Tensor = self.input_gates(inputs)
+        return gates
+
+
+class LstmController(GatedController):
     """The weights of an LSTM without peepholes (Gers et al. 2000), fed with the reads as well."""
 
     kind = "lstm"
 
     def __init__(self, input_size: int, reads_size: int, hidden_size: int) -> None:
-        super().__init__(hidden_size)
-        self.input_gates = nn.Linear(input_size, 4 * hidden_size)
-        self.recurrent_gates = nn.Linear(hidden_size + reads_size, 4 * hidden_size, bias=False)
+        super().__init__((input_size, reads_size, hidden_size), 4, bias=False)
 
     def start(self, batch: int) -> ControllerState:
         zeros = self.recurrent_gates.weight.new_zeros(batch, self.hidden_size)
         return ControllerState(zeros, zeros)
-
-    @property
-    def recurrent_weight(self) -> Tensor:
-        return self.recurrent_gates.weight
 
     def library_weights(self) -> list[Tensor]:
         """As `torch.lstm` takes them, for a controller without reads, which the library runs whole.
@@ -79,10 +95,6 @@ class LstmController(Controller):
         places = [*parts, self.input_gates.bias]
         flat = torch.split(whole, [part.numel() for part in places])
         return [numbers.view(part.shape) for numbers, part in zip(flat, places, strict=True)]
-
-    def project(self, inputs: Tensor) -> Tensor:
-        gates: Tensor = self.input_gates(inputs)
-        return gates
 
     def step(
         self, projected: Tensor, state: ControllerState, reads: Tensor
@@ -101,7 +113,7 @@ def lstm_step(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
     return show * torch.tanh(cell), cell
 
 
-class GruController(Controller):
+class GruController(GatedController):
     """A gated recurrent unit (Cho et al. 2014), fed with the reads as well.
 
     The reset gate acts on what is fed back after its product with the weights, as in the usual libraries.
@@ -110,21 +122,11 @@ class GruController(Controller):
     kind = "gru"
 
     def __init__(self, input_size: int, reads_size: int, hidden_size: int) -> None:
-        super().__init__(hidden_size)
-        self.input_gates = nn.Linear(input_size, 3 * hidden_size)
-        self.recurrent_gates = nn.Linear(hidden_size + reads_size, 3 * hidden_size)
+        super().__init__((input_size, reads_size, hidden_size), 3, bias=True)
 
     def start(self, batch: int) -> ControllerState:
         like = self.recurrent_gates.weight
         return ControllerState(like.new_zeros(batch, self.hidden_size), like.new_zeros(batch, 0))
-
-    @property
-    def recurrent_weight(self) -> Tensor:
-        return self.recurrent_gates.weight
-
-    def project(self, inputs: Tensor) -> Tensor:
-        gates: Tensor = self.input_gates(inputs)
-        return gates
 
     def step(
         self, projected: Tensor, state: ControllerState, reads: Tensor

@@ -23,6 +23,7 @@ def margins(
 
 
 def clean(axes: Axes, grid: str = "both") -> None:
+    """Leave out the frame above and to the right, and draw a pale grid: of "x", "y" or "both"."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.grid(visible=True, axis=grid, color=LIGHT_GREY, lw=0.6)  # type: ignore[arg-type]
@@ -53,6 +54,7 @@ def stretch(axes: Axes, axis: Literal["x", "y"], highest: float) -> bool:
 
 
 def hollow_mark(color: str, marker: str, size: float = 7) -> dict[str, Any]:
+    """What `Axes.plot` is told for a published figure's mark; size in points."""
     return {"color": color, "marker": marker, "ms": size, "mfc": "white", "mew": 1.3}
 
 

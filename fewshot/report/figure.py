@@ -23,6 +23,8 @@ LIGHT_GREY = "#d9d9d9"
 
 
 class Style(NamedTuple):
+    """How a learner is drawn: its colour as "#rrggbb", its marker by matplotlib's name."""
+
     color: str
     marker: str
 

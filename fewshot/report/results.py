@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple, Protocol, TypeVar
 
+from fewshot.episodes.labels import label_count
 from fewshot.errors import RecordError
 from fewshot.harness.record import Record, record_key
 from fewshot.harness.statistics import over_seeds
@@ -47,9 +48,6 @@ TRANSDUCTIVE_NOTE = (
     f"{TRANSDUCTIVE_MARK} transductive: an answer may depend on the other queries of its episode; "
     "not comparable with rows without the mark."
 )
-
-STRINGS = 5**5
-"""Strings of five letters, each one of five values."""
 
 # What a record measures and how its learner was made, except for the training seed.
 _MEANING = (
@@ -268,7 +266,7 @@ def describe_stream(record: Record) -> str:
 
 def chance_accuracy(record: Record) -> float:
     """The accuracy of a guess among all labels, or among all strings, in per cent."""
-    return 100 / (STRINGS if record.labels == "string" else record.way)
+    return 100 / label_count(record.labels, record.way)
 
 
 def training(record: Record) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from fewshot.episodes.labels import first_presentation_ceiling
 from fewshot.harness.record import Record
 from fewshot.harness.statistics import ordinal
 from fewshot.report.best import Cells, find_best
@@ -207,7 +208,7 @@ def _add_people(table: ResultTable, shown: list[int], people: dict[int, Publishe
 def _first_presentation(record: Record) -> str:
     if record.labels == "string":
         return f"At the 1st its string cannot be known; a lucky guess is right in {_chance(record)} %."
-    ceiling = 100 * first_presentation_ceiling(record.way)
+    ceiling = 100 * first_presentation_ceiling(record.way, [record.way])
     return (
         "At the 1st its label cannot be known; guessing among the labels not seen yet gives at most "
         f"{ceiling:.1f}."
@@ -216,11 +217,6 @@ def _first_presentation(record: Record) -> str:
 
 def _chance(record: Record) -> str:
     return f"{chance_accuracy(record):.{2 if record.labels == 'string' else 1}f}"
-
-
-def first_presentation_ceiling(way: int) -> float:
-    """The best accuracy at first presentations: a guess among the labels not seen yet, equally likely."""
-    return sum(1 / (way - seen) for seen in range(way)) / way
 
 
 def _filled(table: ResultTable, rows: dict[str, Cells], chance: str, folder: Path | None) -> ResultTable:

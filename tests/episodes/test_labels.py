@@ -2,14 +2,25 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
+from fewshot.episodes.codes import draw_codes
 from fewshot.episodes.hashing import fold
-from fewshot.episodes.labels import LETTERS, STRINGS, VALUES, draw_codes, label_units, spelled
+from fewshot.episodes.labels import (
+    LETTERS,
+    STRINGS,
+    VALUES,
+    Labels,
+    first_presentation_ceiling,
+    label_count,
+    label_units,
+    spelled,
+)
 from fewshot.episodes.protocol import Stream
 from fewshot.errors import EpisodeError
 
@@ -60,3 +71,37 @@ def test_a_label_is_shown_by_way_units_or_by_five_for_each_letter() -> None:
 
 def test_a_code_is_read_as_letters() -> None:
     assert spelled([0, 4, 2, 1, 1]) == "aecbb"
+
+
+def test_labels_to_choose_from_are_the_classes_or_all_strings() -> None:
+    labels: list[Labels | None] = ["one_hot", "string", None]
+    assert [label_count(kind, 20) for kind in labels] == [20, 3125, 20]
+
+
+@pytest.mark.parametrize(
+    ("labels", "new_classes", "known"),
+    [(5, [5], 0.45667), (5, [5] * 10, 0.45667), (15, [15], 0.22122), (STRINGS, [5], 1 / 3123)],
+)
+def test_the_ceiling_of_first_presentations(labels: int, new_classes: list[int], known: float) -> None:
+    assert first_presentation_ceiling(labels, new_classes) == pytest.approx(known, rel=1e-4)
+
+
+@pytest.mark.parametrize("counts", ["exact", "random"])
+def test_the_ceiling_is_what_the_best_guesser_reaches_in_a_simulation(counts: str) -> None:
+    """Slowly, from the words alone: whoever guesses one of the labels not yet shown."""
+    random = np.random.default_rng(0)
+    right, asked, new_classes = 0, 0, []
+    for _ in range(20_000):
+        way, length = 4, 8
+        labels = (
+            random.permutation(np.arange(length) % way) if counts == "exact" else random.integers(way, size=6)
+        )
+        shown: list[int] = []
+        for label in labels.tolist():
+            if label not in shown:
+                left = [other for other in range(way) if other not in shown]
+                right += left[int(random.integers(len(left)))] == label
+                asked += 1
+                shown.append(label)
+        new_classes.append(len(shown))
+    assert right / asked == pytest.approx(first_presentation_ceiling(4, new_classes), abs=0.006)

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fewshot.episodes.batch import KShotBatch, StreamBatch, Support, with_each
-from fewshot.episodes.labels import LETTERS, VALUES, Labels, draw_codes
+from fewshot.episodes.codes import draw_codes
+from fewshot.episodes.labels import LETTERS, VALUES, Labels
 from fewshot.episodes.protocol import KShot, Protocol, Stream
 from fewshot.episodes.source import presentation
 from fewshot.errors import LearnerError

@@ -10,7 +10,7 @@ from fewshot.errors import RecordError
 from fewshot.harness.record import Record, record_key
 from fewshot.report.formats import FORMATS, TERMINAL_COLUMNS
 from fewshot.report.results import learner_rank
-from fewshot.report.table import COLUMNS, first_presentation_ceiling, long_table, render, tables
+from fewshot.report.table import COLUMNS, long_table, render, tables
 from tests.report.html_pages import stands_alone
 
 COMMON: dict[str, Any] = {
@@ -275,11 +275,6 @@ def test_from_three_training_seeds_on_their_interval_is_told() -> None:
     assert "95 % over training seeds: mann ± 0.5–2.5, lstm ± 1.0." in table.notes
     (few,) = tables(records[-2:])
     assert not any(note.startswith("95 % over training seeds") for note in few.notes)
-
-
-@pytest.mark.parametrize(("way", "ceiling"), [(5, 0.4567), (15, 0.2212)])
-def test_the_ceiling_of_first_presentations(way: int, ceiling: float) -> None:
-    assert first_presentation_ceiling(way) == pytest.approx(ceiling, abs=5e-5)
 
 
 def test_markup_is_escaped() -> None:

@@ -2,15 +2,13 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from fewshot.data.image_folder import load_image_folder
 from fewshot.data.split import ClassPool
-from fewshot.episodes.labels import STRINGS
 from fewshot.episodes.protocol import Stream
 from fewshot.episodes.sampler import EpisodeSampler
-from fewshot.harness.audit.answers import ceiling, first_presentations_are_guesses
+from fewshot.harness.audit.answers import first_presentations_are_guesses
 from fewshot.harness.audit.finding import Finding
 from fewshot.harness.evaluate import evaluate
 from fewshot.harness.record import Record, read_records
@@ -35,32 +33,6 @@ def found(learner: Learner, pool: ClassPool, record: Record, stream: Stream) -> 
     finding = first_presentations_are_guesses("x", record.model_copy(update=changes), answers)
     assert finding is not None
     return finding
-
-
-def test_of_five_classes_it_is_the_known_figure() -> None:
-    assert ceiling(5, np.full(10, 5)) == pytest.approx(0.45667, abs=1e-5)
-    assert ceiling(STRINGS, np.full(10, 5)) == pytest.approx(1 / 3123, rel=1e-3)
-
-
-@pytest.mark.parametrize("counts", ["exact", "random"])
-def test_it_is_what_the_best_guesser_reaches_in_a_simulation(counts: str) -> None:
-    """Slowly, from the words alone: whoever guesses one of the labels not yet shown."""
-    random = np.random.default_rng(0)
-    right, asked, new_classes = 0, 0, []
-    for _ in range(20_000):
-        way, length = 4, 8
-        labels = (
-            random.permutation(np.arange(length) % way) if counts == "exact" else random.integers(way, size=6)
-        )
-        shown: list[int] = []
-        for label in labels.tolist():
-            if label not in shown:
-                left = [other for other in range(way) if other not in shown]
-                right += left[int(random.integers(len(left)))] == label
-                asked += 1
-                shown.append(label)
-        new_classes.append(len(shown))
-    assert right / asked == pytest.approx(ceiling(4, np.array(new_classes)), abs=0.006)
 
 
 @pytest.mark.parametrize(
