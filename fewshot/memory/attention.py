@@ -25,7 +25,8 @@ the encoder of `Mann` (streams of 5 classes, validation classes), right at the 2
 
 The microscope sees the reads of the first layer's heads: in it a slot holds its own pair and nothing else, in
 later ones a pair that has itself read those before it. That is also where answers come from: on real Omniglot
-a network of two layers fell to chance without what is read in the first, and hardly moved without the second's.
+a network of two layers fell to chance without what is read in the first, and hardly moved without the
+second's.
 """
 
 import math
