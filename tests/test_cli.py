@@ -496,6 +496,7 @@ def test_interrupted_it_says_how_to_go_on(fewshot: Command, monkeypatch: pytest.
         raise KeyboardInterrupt
 
     monkeypatch.setattr("fewshot.harness.config.read_suite", interrupt)
+    Path("any.toml").touch()
     outcome = fewshot("run", "any.toml")
     assert (outcome.code, outcome.err) == (130, "fewshot: stopped; train, run and data get go on from here\n")
 
