@@ -119,8 +119,8 @@ def png(figure: Figure, colors: int | None = None) -> bytes:
     drawn, content = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=DOTS_PER_INCH)
     image = Image.open(drawn).convert("RGB")  # neither alpha nor matplotlib's version is kept
-    if colors:
-        image = image.quantize(colors, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    if colors:  # by coverage: the median cut spends them on greys, and small marks take another colour
+        image = image.quantize(colors, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     image.save(content, format="png", optimize=True, dpi=(DOTS_PER_INCH, DOTS_PER_INCH))
     return content.getvalue()
 
