@@ -324,7 +324,11 @@ def test_the_backbone_of_before_is_no_part_of_a_key(name: str) -> None:
     ("name", "backbone", "says"),
     [
         ("lstm", {"name": "resnet13"}, "unknown backbone 'resnet13': did you mean 'resnet18'?"),
-        ("lstm", {"name": "resnet12", "width": 3}, "option backbone.width of Lstm"),
+        (
+            "lstm",
+            {"name": "resnet12", "width": 3},
+            "unknown key of option backbone of Lstm 'width': there is drop_rate, frozen, name, weights",
+        ),
         ("lstm", {"name": "resnet12", "frozen": True}, "a frozen resnet12 would stay random"),
         ("lstm", {"weights": "x.pt"}, "weights are of torchvision's ResNets alone; got 'conv'"),
         ("lstm", {"drop_rate": 0.1}, "drop_rate is of ResNet-12 alone; got 'conv'"),
