@@ -219,14 +219,20 @@ def test_another_name_is_no_attribute() -> None:
 # --- What is tracked ----------------------------------------------------------------------------------------
 
 
+def tracked_files(*patterns: str) -> list[Path] | None:
+    """The files that git tracks, as they are in the working tree; None where this is no git checkout."""
+    command = ["git", "ls-files", "-z", "--", *patterns]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    paths = [ROOT / name for name in listed.stdout.split("\0") if name]
+    return None if listed.returncode else [path for path in paths if path.is_file()]
+
+
 @pytest.fixture(scope="module")
 def tracked() -> list[Path]:
-    """The files that git tracks, as they are in the working tree."""
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
-    if listed.returncode:
-        pytest.skip(f"not a git checkout: {listed.stderr.strip()}")
-    paths = [ROOT / name for name in listed.stdout.split("\0") if name]
-    return [path for path in paths if path.is_file()]
+    files = tracked_files()
+    if files is None:
+        pytest.skip("not a git checkout")
+    return files
 
 
 def test_the_tracked_tree_is_small(tracked: list[Path]) -> None:
@@ -263,7 +269,13 @@ def test_there_are_suites() -> None:
     assert (ROOT / "benchmarks" / "omniglot_first.toml").is_file()
 
 
-RECORDED = sorted(path.parent for path in ROOT.glob("results/*/records.jsonl"))
+def recorded() -> list[Path]:
+    """The folders of results that come with the project; a user may have made others beside them."""
+    found = tracked_files("results/*/records.jsonl")
+    return sorted(path.parent for path in (ROOT.glob("results/*/records.jsonl") if found is None else found))
+
+
+RECORDED = recorded()
 
 
 def test_make_results_makes_them_all_and_weights_before_who_answers_with_them() -> None:

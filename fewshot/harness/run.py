@@ -79,8 +79,9 @@ def run_suite(
     made: list[Record] = []
 
     def keep(update: Update) -> None:
-        if update.draws:
+        if update.draws:  # a log to keep, and no progress to show
             add_draws(*update.draws)
+            return
         record = update.record
         if record:
             remove_records(folder, [old for old in _of_same_job(folder, record) if old.key not in planned])
@@ -118,8 +119,9 @@ def train_learner(
     train_key = training_key(job, split)
 
     def keep(update: Update) -> None:
-        if update.draws:
+        if update.draws:  # a log to keep, and no progress to show
             add_draws(*update.draws)
+            return
         on_update(update)
 
     return job.checkpoint, make_checkpoint(settled(job, split, keep), split, train_key, keep)
