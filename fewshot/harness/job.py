@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import torch
 
 from fewshot.data.split import Split
 from fewshot.episodes.sampler import SAMPLER_VERSION
@@ -246,7 +245,7 @@ def _training_fields(job: Job, split: Split, log: TrainLog) -> dict[str, Any]:
         settings.steps * settings.batch,
         round(log.seconds, 1),
         job.train_seed,
-        torch.cuda.get_device_name() if job.device == "cuda" else job.device,
+        ", then ".join(log.devices),
     )
     fields: dict[str, Any] = {f"train_{name}": value for name, value in zip(names, values, strict=True)}
     fields |= {

@@ -159,7 +159,8 @@ class Record(BaseModel):
     train_seconds: float | None
     """Wall-clock time of the training, in seconds, validation included."""
     train_device: str | None = None
-    """What the training ran on: "cpu", or the GPU's name; None where it was not yet written down."""
+    """What the training ran on: "cpu", or the GPU's name; both, in order, where it was stopped and went on
+    elsewhere; None where it was not yet written down."""
     train_classes_digest: str | None = None
     """Digest of the trainer's log of every (side, class) drawn (SHA-256)."""
     selection: str | None

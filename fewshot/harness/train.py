@@ -78,6 +78,7 @@ class TrainLog:
     draws: side -> (class,) int64, how often each class of the pool was drawn.
     best_step: the step whose weights were kept; best_accuracy, best_ci95: of theirs on validation classes,
         with the half width of its 95 % interval over episodes; seconds: wall-clock time, validation included.
+    devices: what it ran on, "cpu" or a GPU's name; several, in order, where it went on elsewhere.
     """
 
     curve: list[CurveRow] = field(default_factory=list)
@@ -86,6 +87,7 @@ class TrainLog:
     best_accuracy: float = -1.0
     seconds: float = 0.0
     best_ci95: float | None = None
+    devices: list[str] = field(default_factory=list)
 
 
 def train(
@@ -128,6 +130,9 @@ def train(
     check_memory(learner, settings, largest, *looks.values())
     run = _Run(learner, settings, state_path, device)
     log = run.log
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    if log.devices[-1:] != [name]:
+        log.devices.append(name)
     for pool in (train_pool, val_pool):
         log.draws.setdefault(pool.side, torch.zeros(len(pool), dtype=torch.int64))
     looked_draws = {side: count_draws(source, settings.validate_episodes) for side, source in looks.items()}

@@ -220,6 +220,21 @@ def test_a_run_saved_before_a_column_was_added_goes_on(
     assert [row.val_second is None for row in log.curve] == [True, False]
 
 
+def test_a_run_that_goes_on_elsewhere_says_where_it_was(
+    split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "SAVE_EVERY_SECONDS", 0.0)
+    path = tmp_path / "run.state"
+    with pytest.raises(KilledError):
+        train(fresh("prototypical"), split, settings(), state_path=path, on_progress=kill_at(4))
+    state = torch.load(path, weights_only=True)
+    assert state["log"]["devices"] == ["cpu"]
+    state["log"]["devices"] = ["NVIDIA H100"]
+    torch.save(state, path)
+    log = train(fresh("prototypical"), split, settings(), state_path=path)
+    assert log.devices == ["NVIDIA H100", "cpu"]
+
+
 def test_the_second_presentation_is_looked_at_where_there_is_one(split: Split) -> None:
     seen: list[Evaluation] = []
     chosen = settings(validate_on=STREAM)
