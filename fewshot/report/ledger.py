@@ -52,8 +52,8 @@ It was rerun if a record here is of the same method, trained on the same split o
 tested in the same setting: the same split family (of Omniglot: characters of all alphabets, 1,200 /
 423; or whole alphabets), turned classes with turned and upright with upright, the same family of
 backbone (four-block convolutions of any width are one; a recurrent network on raw pixels is another),
-the same transduction (inductive where neither the paper nor its code says), and on {LEAST_EPISODES:,}
-test episodes or more.
+the same transduction (inductive where published.csv, from papers and their code, notes none), and on
+{LEAST_EPISODES:,} test episodes or more.
 
 A variant (`mann:no_encoder`) stands for nothing but what is published under its own name, unless its name
 says what it was made for: `1shot`, `20way` and `20way_1shot` were trained for tests of so many shots and
