@@ -1,7 +1,8 @@
 """Learners by name: the ids of tables, suites and the command line.
 
-A variant is a suffix after a colon ("mann:no_tie"): a label for tables, the class is that before it. A
-learner of one's own is named "package.module:Class" (and may carry a variant too), or is registered.
+A variant is a suffix after a colon ("mann:no_tie"): a label for tables, the class is that before it. Only
+beside published figures may it say more ("maml:5shot": `fewshot.report.published.made_for`). A learner of
+one's own is named "package.module:Class" (and may carry a variant too), or is registered.
 """
 
 import dataclasses

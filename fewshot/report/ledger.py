@@ -22,6 +22,7 @@ from fewshot.report.published import (
     differences,
     learner_id,
     load_published,
+    made_for,
     paper_name,
     same_backbone,
     split_family,
@@ -51,15 +52,20 @@ It was rerun if a record here is of the same method, trained on the same split o
 tested in the same setting: the same split family (of Omniglot: characters of all alphabets, 1,200 /
 423; or whole alphabets), turned classes with turned and upright with upright, the same family of
 backbone (four-block convolutions of any width are one; a recurrent network on raw pixels is another),
-the same transduction (inductive where the paper does not say), and on {LEAST_EPISODES:,} test episodes
-or more.
+the same transduction (inductive where published.csv, from papers and their code, notes none), and on
+{LEAST_EPISODES:,} test episodes or more.
+
+A variant (`mann:no_encoder`) stands for nothing but what is published under its own name, unless its name
+says what it was made for: `1shot`, `20way` and `20way_1shot` were trained for tests of so many shots and
+classes, as papers train for each setting anew; `inductive` and `transductive` answer so; `5shot_inductive`
+is both. It stands for figures of its learner in that setting if the record agrees, trained on so many
+shots and on so many classes or more, and for nothing in others.
 
 Where several records could stand for one figure, accuracy has no say. First comes the learner that is
-the paper's to the letter, then exact counts before random ones, the suite named after the paper's first
-author, the most training seeds, the most training episodes, weights trained in the suite before those
-that it takes from another, and the suite's name. A variant (`mann:no_encoder`) stands for nothing but
-what is published under its own name. Ours is the mean over training seeds, ± the 95 % interval over
-episodes.
+the paper's to the letter, then the variant made for the setting before the plain row, exact counts before
+random ones, the suite named after the paper's first author, the most training seeds, the most training
+episodes, weights trained in the suite before those that it takes from another, and the names of suite and
+learner. Ours is the mean over training seeds, ± the 95 % interval over episodes.
 
 *Matched*: theirs lies within or below our interval, in a stream at every presentation that counts.
 *Below*: it does not. *Exceeds*: matched, and somewhere more than {EXCEEDS:g} points above theirs: the
@@ -241,14 +247,15 @@ def _standing(figure: PublishedFigure, result: Result) -> tuple[object, ...]:
     record = result.record
     author = figure.row.paper.partition(" ")[0].lower()
     return (
-        list(PAPER_NAMES).index(learner_id(record.learner)),
-        record.learner,
+        list(PAPER_NAMES).index(learner_id(record)),
+        -len(made_for(record)),
         record.counts == "random",
         author != record.suite.partition("_")[0],
         -result.train_seeds,
         -(record.train_episodes or 0),
         record.config.get("weights") is not None,
         record.suite,
+        record.learner,
     )
 
 

@@ -10,10 +10,11 @@ are the same and the backbones are of one family (any four-block convolution; Re
 are themselves recurrent networks on pixels (MANN, LSTM) need no common family. Beside chains of episodes
 stand figures of memories that are never wiped ("MANN-persistent"). Validation classes, another training
 dataset, a split of one's own (`own_split`) and variants ("mann:no_tie") have no published counterpart, but
-for those in PAPER_NAMES. Where several figures qualify, those of the method's own paper (`original`) come
-first, then those with our transduction, then the earliest. Figures of low confidence are used from the
-method's own paper only, and say so. What still differs is listed by `differences`. Which of them our records
-rerun, where less may differ, is for `fewshot.report.ledger` to say.
+for those in PAPER_NAMES and those that say what they were made for, where that is so (`made_for`). Where
+several figures qualify, those of the method's own paper (`original`) come first, then those with our
+transduction, then the earliest. Figures of low confidence are used from the method's own paper only, and say
+so. What still differs is listed by `differences`. Which of them our records rerun, where less may differ, is
+for `fewshot.report.ledger` to say.
 """
 
 import csv
@@ -24,7 +25,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from fewshot.harness.record import Record
+from fewshot.harness.record import Range, Record
 
 PAPER_NAMES = {
     "mann_paper": "MANN",
@@ -52,11 +53,8 @@ PAPER_NAMES = {
 }
 """Learner id -> the method's name in published.csv; that of `nearest_neighbour` depends on the protocol.
 
-Of two ids of one method, the one that is the paper's to the letter comes first. A variant that says how it
-uses batch norm (TRANSDUCTION) is the same method: records say themselves whether they are transductive.
+Of two ids of one method, the one that is the paper's to the letter comes first.
 """
-
-TRANSDUCTION = (":inductive", ":transductive")
 
 CHARACTERS = "characters of all alphabets, 1,200 / 423"
 SPLIT_FAMILIES = {
@@ -193,13 +191,23 @@ def paper_name(record: Record) -> str | None:
     if record.learner == "nearest_neighbour":
         name: str | None = "kNN" if record.protocol == "stream" else "Pixels"
     else:
-        name = PAPER_NAMES.get(learner_id(record.learner))
+        name = PAPER_NAMES.get(learner_id(record))
     return f"{name}-persistent" if name and record.chain > 1 else name
 
 
-def learner_id(learner: str) -> str:
-    """The id of a learner as PAPER_NAMES has it: without what it says of its batch norm."""
-    return next((learner.removesuffix(end) for end in TRANSDUCTION if learner.endswith(end)), learner)
+def learner_id(record: Record) -> str:
+    """The id of a record's learner as PAPER_NAMES has it: without what it was made for, where that is so."""
+    return record.learner.partition(":")[0] if made_for(record) else record.learner
+
+
+def made_for(record: Record) -> tuple[str, ...]:
+    """What the variant of a record says it was made for: ("5shot", "inductive") of "maml:5shot_inductive".
+
+    "5shot" and "20way" are trained for tests of 5 shots and of 20 classes, "inductive" and "transductive"
+    answer so. Empty where a word says anything else, or what is not so of this record.
+    """
+    words = record.learner.partition(":")[2].split("_")
+    return tuple(words) if all(_is_so(word, record) for word in words) else ()
 
 
 def split_family(dataset: str, split: str) -> str:
@@ -220,6 +228,25 @@ def backbone_family(backbone: str | None) -> str:
     name = _plain(backbone)
     match = re.match(r"conv\d|resnet\d+|wrn\d+|mlp|none", name)
     return match[0] if match else name
+
+
+def _is_so(word: str, record: Record) -> bool:
+    """Whether a record agrees with a word of its variant; training on more ways is for fewer as well."""
+    if word in ("inductive", "transductive"):
+        return record.transductive == (word == "transductive")
+    counted = re.fullmatch(r"([1-9]\d*)(way|shot)", word)
+    if counted is None:
+        return False
+    count = int(counted[1])
+    if counted[2] == "way":
+        return record.way == count <= _ends(record.train_way)[1]
+    least, most = _ends(record.train_shot)
+    return record.shot == count and least <= count <= most
+
+
+def _ends(trained: Range | None) -> tuple[int, int]:
+    """The least and the largest number trained on; zeros where there is none."""
+    return trained if isinstance(trained, tuple) else (trained or 0, trained or 0)
 
 
 def _plain(backbone: str | None) -> str:

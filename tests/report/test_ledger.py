@@ -183,6 +183,29 @@ def test_which_record_stands_for_a_figure_does_not_depend_on_its_accuracy() -> N
     assert standing(taken, turned("prototypical", 0.97, suite="own")).suite == "own"
 
 
+def test_what_was_trained_for_a_setting_stands_there_before_the_plain_row_and_nowhere_else() -> None:
+    shots = (1, 5)
+    plain = [turned("prototypical", 0.99, shot=shot, suite="snell", train_episodes=10**9) for shot in shots]
+    named = [turned(f"prototypical:{k}shot", 0.9, shot=shot, train_shot=k) for k in shots for shot in shots]
+    both = [turned("prototypical:5way_1shot", 0.8, suite="z")]
+
+    def standing(*records: Any) -> list[str]:
+        return [rerun.result.record.learner for rerun in rerun_figures(results_of(*records))]
+
+    assert standing(*plain) == ["prototypical", "prototypical"]
+    assert standing(*plain, *named) == ["prototypical:1shot", "prototypical:5shot"]
+    assert standing(*plain, *named, *both) == ["prototypical:5way_1shot", "prototypical:5shot"]
+    assert standing(*plain, *named[:2]) == ["prototypical:1shot", "prototypical"]
+    assert standing(named[1]) == standing(named[2]) == []
+
+
+def test_a_variant_that_was_not_trained_for_the_setting_of_its_name_stands_for_nothing() -> None:
+    ours = {"shot": 5, "train_shot": 5, "transductive": True}
+    assert names(results_of(turned("maml:5shot_transductive", 0.99, **ours))) == ["Finn et al. 2017: MAML"]
+    for false in ({"train_shot": 1}, {"transductive": False}):
+        assert names(results_of(turned("maml:5shot_transductive", 0.99, **(ours | false)))) == []
+
+
 def test_ours_is_the_mean_over_training_seeds() -> None:
     seeds = [turned("prototypical", accuracy, train_seed=i) for i, accuracy in enumerate((0.97, 0.98, 0.99))]
     (rerun,) = rerun_figures(results_of(*seeds))

@@ -12,6 +12,7 @@ from fewshot.report.published import (
     find_published,
     human_stream,
     load_published,
+    made_for,
 )
 
 
@@ -131,6 +132,60 @@ def test_another_setting_has_no_published_figure(fields: dict[str, Any]) -> None
 
 def test_a_variant_has_no_published_figure() -> None:
     assert find_published(record("mann:no_tie", "stream"), 2) is None
+
+
+@pytest.mark.parametrize(
+    ("variant", "fields", "words"),
+    [
+        ("1shot", {}, ("1shot",)),
+        ("1shot", {"train_way": 60}, ("1shot",)),
+        ("5shot", {"shot": 5, "train_shot": 5}, ("5shot",)),
+        ("5shot", {"shot": 5, "train_shot": (1, 5)}, ("5shot",)),
+        ("20way", {"way": 20, "train_way": 60}, ("20way",)),
+        ("20way", {"way": 20, "train_way": (5, 25), "train_shot": None}, ("20way",)),
+        ("20way_1shot", {"way": 20, "train_way": 20}, ("20way", "1shot")),
+        ("inductive", {}, ("inductive",)),
+        ("transductive", {"transductive": True}, ("transductive",)),
+        ("1shot_transductive", {"transductive": True}, ("1shot", "transductive")),
+        # Tested in another setting than that it was made for.
+        ("1shot", {"shot": 5}, ()),
+        ("20way", {"train_way": 20}, ()),
+        ("20way_1shot", {"train_way": 20}, ()),
+        ("5way_20way", {"train_way": 20}, ()),
+        # Not made for what it says.
+        ("5shot", {"shot": 5}, ()),
+        ("5shot", {"shot": 5, "train_shot": (1, 4)}, ()),
+        ("5shot", {"shot": 5, "train_shot": (6, 9)}, ()),
+        ("5shot", {"shot": 5, "train_shot": None}, ()),
+        ("1shot", {"train_shot": None, "train_way": None, "train_dataset": None}, ()),
+        ("20way", {"way": 20}, ()),
+        ("20way", {"way": 20, "train_way": (5, 15)}, ()),
+        ("inductive", {"transductive": True}, ()),
+        ("transductive", {}, ()),
+        ("1shot_transductive", {}, ()),
+        # Or something else as well.
+        ("1shot_wide", {}, ()),
+        ("5", {}, ()),
+        ("shot", {}, ()),
+        ("0shot", {}, ()),
+        ("1shot_", {}, ()),
+        ("", {}, ()),
+    ],
+    ids=str,
+)
+def test_a_variant_that_says_what_it_was_made_for_is_its_learner_there(
+    variant: str, fields: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    given = {"train_way": 5, "train_shot": 1} | fields
+    ours = record(f"maml:{variant}", **given)
+    assert made_for(ours) == words
+    plain = find_published(record("maml", **given))
+    assert plain is not None
+    assert find_published(ours) == (plain if words else None)
+
+
+def test_what_is_no_variant_was_made_for_nothing() -> None:
+    assert made_for(record("maml", train_shot=1)) == ()
 
 
 def test_string_labels_have_figures_of_their_own() -> None:
