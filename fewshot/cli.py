@@ -700,12 +700,12 @@ def _typed() -> str:
 
 
 def _device(name: str | None) -> str:
+    """The name of a device that is there; the GPU where there is one, by default."""
     import torch
 
-    there = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and there == "cpu":
-        raise RecordError("device cuda was asked for, and torch finds no GPU: leave out --device")
-    return name or there
+    from fewshot.episodes.source import checked_device
+
+    return str(checked_device(name or ("cuda" if torch.cuda.is_available() else "cpu")))
 
 
 def _first_line(learner: str) -> str:

@@ -892,4 +892,4 @@ def test_records_of_images_that_are_gone_are_refused(fewshot: Command, tiny_resu
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_refused(fewshot: Command, image_folder: Path) -> None:
     text = refused(fewshot("train", "prototypical", "--dataset", image_folder, *SMALL, "--device", "cuda"))
-    assert text == "device cuda was asked for, and torch finds no GPU: leave out --device"
+    assert text == "device cuda was asked for, and torch finds cpu here: name one that is there, or none"

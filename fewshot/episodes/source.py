@@ -9,6 +9,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from fewshot.data.split import ClassPool
 from fewshot.episodes.batch import EpisodeBatch, KShotBatch, StreamBatch, Support
 from fewshot.episodes.protocol import Protocol
-from fewshot.errors import EpisodeError
+from fewshot.errors import EpisodeError, FewshotError, check_kind
 from fewshot.kernels.gather import gather
 
 _DIGEST_BATCH = 256
@@ -70,11 +71,14 @@ class EpisodeSource(ABC):
     shape_block: int | None = None
 
     def __init__(self, pool: ClassPool, protocol: Protocol, device: torch.device | str = "cpu") -> None:
-        """The images move to the device here, once; nothing is copied where they are there already."""
+        """The images move to the device here, once; nothing is copied where they are there already.
+
+        Raises FewshotError for a device that is not there.
+        """
         image_set = pool.image_set
         self.pool = pool
         self.protocol = protocol
-        self.device = torch.device(device)
+        self.device = checked_device(device)
         self._images = image_set.images.to(self.device)
         std = torch.tensor(image_set.std, dtype=torch.float32, device=self.device)
         mean = torch.tensor(image_set.mean, dtype=torch.float32, device=self.device)
@@ -93,6 +97,7 @@ class EpisodeSource(ABC):
     def spans(self, start: int, count: int, batch_size: int) -> Iterator[tuple[int, int]]:
         """(start, count) of the batches that cover the episodes, each of one shape."""
         check_range(start, count)
+        check_kind("batch_size", batch_size, Integral, "give how many episodes come side by side")
         if batch_size < 1:
             raise EpisodeError(f"a batch holds at least one episode; got batch_size {batch_size}")
         stop = start + count
@@ -178,8 +183,25 @@ def class_draws(episodes: EpisodeBatch | EpisodeIndices, classes: int) -> Tensor
     return torch.bincount(episodes.class_ids.flatten(), minlength=classes)
 
 
+def checked_device(asked: torch.device | str) -> torch.device:
+    """The device of that name. Raises FewshotError, in one line, where torch finds none."""
+    try:
+        device = torch.device(asked)
+        found = (device.index or 0) < torch.get_device_module(device).device_count()
+    except (RuntimeError, TypeError):  # no name of a device
+        found = False
+    if not found:
+        there = "cpu and cuda" if torch.cuda.is_available() else "cpu"
+        raise FewshotError(
+            f"device {asked} was asked for, and torch finds {there} here: name one that is there, or none"
+        )
+    return device
+
+
 def check_range(start: int, count: int) -> None:
     """Raise EpisodeError unless start..start+count-1 are numbers of episodes."""
+    check_kind("start", start, Integral, "give the number of the first episode")
+    check_kind("count", count, Integral, "give how many episodes, from the first on")
     if start < 0 or count < 1:
         raise EpisodeError(
             f"episodes are numbered from 0 and come at least one at a time; got {start}, {count}"

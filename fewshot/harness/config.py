@@ -42,6 +42,16 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     added: ClassVar[frozenset[str]] = frozenset()
 
+    def __init__(self, **given: Any) -> None:
+        """Made by hand; RecordError, in one line, names what does not fit."""
+        try:
+            super().__init__(**given)
+        except ValidationError as error:
+            raise RecordError(f"{type(self).__name__}: {first_problem(error)}") from None
+
+    # By this mark pydantic makes settings inside of others without it: their problem's place is the whole's.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
     @model_serializer(mode="wrap")
     def _without_added_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         written: dict[str, Any] = write(self)
@@ -339,6 +349,8 @@ def first_problem(error: ValidationError, content: Mapping[str, Any] | None = No
     problem = error.errors()[0]
     place = _place([part for part in problem["loc"] if part not in ("kshot", "stream")], content or {})
     message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "union_tag_not_found":
+        message = 'give a table with protocol = "kshot" or "stream" and the keys of that one'
     given = problem.get("input")
     shown = f" (got {given!r})" if isinstance(given, str | int | float) else ""
     return f"{place}: {message}{shown}" if place else f"{message}{shown}"

@@ -576,9 +576,18 @@ def test_a_pool_too_small_is_one_clear_line(
             "episode_seed should be of the type Integral; got a str",
         ),
         (lambda: EpisodeSampler(POOL, KShot(), 0, augment=True), "augment should be of the type Augment or"),
+        (lambda: EpisodeSampler(POOL, KShot(), 0, device="gpu"), "device gpu was asked for, and torch finds"),
+        (lambda: EpisodeSampler(POOL, KShot(), 0, device="cuda:99"), "device cuda:99 was asked for, and tor"),
+        (lambda: EpisodeSampler(POOL, KShot(), 0, device=None), "device None was asked for, and torch finds"),
+        (lambda: EpisodeSampler(POOL, KShot(), 0).batch("0", 3), "start should be of the type Integral; got"),
+        (lambda: EpisodeSampler(POOL, KShot(), 0).batch(0, 2.5), "count should be of the type Integral; got"),
+        (
+            lambda: next(EpisodeSampler(POOL, KShot(), 0).batches(0, 3, "2")),
+            "batch_size should be of the type Integral; got a str",
+        ),
     ],
 )
-def test_what_is_no_protocol_and_no_pool_is_refused(make: Callable[[], Any], says: str) -> None:
+def test_what_is_no_protocol_no_pool_and_no_number_is_refused(make: Callable[[], Any], says: str) -> None:
     with pytest.raises(FewshotError) as caught:
         make()
     assert str(caught.value).startswith(says)

@@ -143,11 +143,30 @@ def test_an_unknown_key_is_named_with_the_nearest(changes: dict[str, Any], neare
         (with_first("test", {"way": [5, 10]}), "[[test]] 1: way: "),  # a figure has one way
         (with_first("test", {"rotated": []}), "[[test]] 1: rotated: "),
         (with_first("test", {"episodes": 0}), "[[test]] 1: episodes: "),
-        ({"test": [{"way": 5}]}, "[[test]] 1: "),
+        ({"test": [{"way": 5}]}, '[[test]] 1: give a table with protocol = "kshot" or "stream"'),
     ],
 )
 def test_a_wrong_value_is_one_line_with_its_place(changes: dict[str, Any], says: str) -> None:
     assert says in problem(**changes)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"steps": 0}, "TrainSettings: steps: Input should be greater than 0 (got 0)"),
+        ({"stpes": 3}, "TrainSettings: unknown key 'stpes': did you mean 'steps'? there is augment, batch,"),
+        ({"augment": {"shaer": 3}}, "TrainSettings: augment: unknown key 'shaer': did you mean 'shear'?"),
+        ({"augment": {"scale": 1}}, "TrainSettings: augment.scale: Input should be less than 1 (got 1)"),
+        ({"episodes": KShot()}, 'TrainSettings: episodes: give a table with protocol = "kshot" or "stream"'),
+        ({"curriculum": {}}, "TrainSettings: a curriculum leads to streams: give episodes of a length that"),
+    ],
+)
+def test_settings_made_by_hand_are_refused_as_those_of_a_file_are(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(RecordError) as caught:
+        TrainSettings(**given)
+    text = str(caught.value)
+    assert text.startswith(says)
+    assert "\n" not in text
 
 
 @pytest.mark.parametrize("missing", ["title", "data", "test", "learner"])
