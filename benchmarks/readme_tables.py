@@ -1,10 +1,10 @@
-"""The READMEs' tables of recorded results, brought up to date: `python -m benchmarks.readme_tables`.
+"""The READMEs' tables, brought up to date: `python -m benchmarks.readme_tables`.
 
 A block of a page that begins with `$ fewshot table results/X` shows some of that folder's tables, each as
 the command prints it; the comment behind the command says how many of how many. So does one that begins with
 `$ fewshot compare results/X`, with the notes beneath; and `$ make demo`, which shows the tables of its
 recorded run before what else it prints. Which tables a block shows is told by their titles in it; what they
-say comes from the records.
+say comes from the records. A table with the head of `benchmarks.suite_keys` is made by that.
 """
 
 import io
@@ -14,6 +14,7 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
+from benchmarks.suite_keys import HEAD, suite_keys
 from fewshot.cli import app
 from fewshot.errors import RecordError
 from fewshot.harness.record import RECORDS_FILE
@@ -27,6 +28,7 @@ _BLOCK = re.compile(
     r"(?P<shown>.*?)\n```$",
     re.MULTILINE | re.DOTALL,
 )
+_KEYS = re.compile(rf"^{re.escape(HEAD)}\n(?:\|.*\n)*", re.MULTILINE)
 _HEADING = re.compile(r"\n(?:learner|setting|presented) ")
 _COMPARED = "\nA: "  # how the notes beneath all tables of a comparison begin
 _NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -38,8 +40,8 @@ def printed_tables(folder: str) -> dict[str, str]:
 
 
 def with_current_tables(text: str) -> str:
-    """A page with the tables that the records give; RecordError names a table that they do not give."""
-    return _BLOCK.sub(_current_block, text)
+    """A page with its tables as they are now; RecordError names one that the records do not give."""
+    return _KEYS.sub(lambda _: suite_keys(), _BLOCK.sub(_current_block, text))
 
 
 def _printed(*arguments: str) -> str:

@@ -19,8 +19,10 @@ import pytest
 import typer
 
 from benchmarks.readme_tables import DEMO, PAGES, printed_tables, with_current_tables
+from benchmarks.suite_keys import HEAD, TABLES, suite_keys
 from fewshot.cli import app
 from fewshot.errors import RecordError
+from fewshot.harness import config
 from fewshot.harness.config import parse_suite
 from fewshot.learners.registry import learner_class, options_of
 
@@ -175,6 +177,32 @@ def test_a_demo_or_a_comparison_that_differs_would_be_noticed() -> None:
     )
     block = f"{shown}```"
     assert with_current_tables(block.replace("\nall ", "\nsum ").replace("\nA: ", "\nA: not ")) == block
+
+
+def test_a_key_that_differs_would_be_noticed() -> None:
+    page = TEXTS["benchmarks/README.md"]
+    assert page.count(HEAD) == 1
+    assert with_current_tables(page.replace("| `steps` |", "| `stpes` |")) == page
+
+
+def test_every_key_of_a_suite_is_explained() -> None:
+    for row in suite_keys().splitlines()[2:]:
+        _, key, *_, meaning, _ = columns = row.split("|")
+        assert len(columns) == 6, f"a row has {len(columns) - 2} columns: {row}"
+        assert meaning.strip(), f"{key} has no docstring beneath it in fewshot/harness/config.py"
+    models = {
+        model
+        for model in vars(config).values()
+        if isinstance(model, type) and issubclass(model, config.Settings)
+    }
+    assert models - {config.Settings, config.KShotTest, config.StreamTest} == {model for _, model in TABLES}
+    assert "| `way` | integer or [integer, integer] | 5 | Classes of an episode |\n" in suite_keys()
+    assert "| `rotated` | [true or false, …] | [false] | Whether turned test classes" in suite_keys()
+    assert '| `optimizer` | "adam" or "rmsprop" | "adam" | ' in suite_keys()
+    assert (
+        '| { protocol = "kshot", way = 5, shot = 1, query = 5 } | The protocol of the training'
+        in suite_keys()
+    )
 
 
 LINKS = [

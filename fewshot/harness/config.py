@@ -1,5 +1,8 @@
 """What a suite says: data, tests, learners and how they are trained, read from a TOML file.
 
+The docstrings of the models and beneath their fields are the reference in benchmarks/README.md
+(`benchmarks.suite_keys`).
+
 Every model refuses unknown keys and names the nearest known one (design decision 9), so that a misspelt
 setting can never be a setting that silently does nothing.
 """
@@ -39,7 +42,7 @@ class Settings(BaseModel):
     default such a setting is not written out, so that the keys of older results stay what they are.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
     added: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, **given: Any) -> None:
@@ -70,30 +73,41 @@ class Settings(BaseModel):
 
 
 class KShotSettings(Settings):
-    """`fewshot.KShot` in a file; way and shot may be [least, largest]."""
+    """`fewshot.KShot` in a file: a support set to learn from, and queries to name; in training, way and shot
+    may be [least, largest]."""
 
     protocol: Literal["kshot"]
     way: Range = 5
+    """Classes of an episode."""
     shot: Range = 1
+    """Support images of each class."""
     query: PositiveInt = 15
+    """Images of each class to name."""
     within_group: bool = False
+    """Whether all classes of an episode are of one group (alphabet)."""
 
     def build(self) -> KShot:
         return KShot(self.way, self.shot, self.query, self.within_group)
 
 
 class StreamSettings(Settings):
-    """`fewshot.Stream` in a file."""
+    """`fewshot.Stream` in a file: a sequence of images, each named before its label is shown."""
 
     added: ClassVar[frozenset[str]] = frozenset({"labels", "chain"})
 
     protocol: Literal["stream"]
     way: PositiveInt = 5
+    """Classes of an episode."""
     length: PositiveInt = 50
+    """Images of an episode, of all its classes."""
     counts: Counts = "exact"
+    """exact gives each class as many images, which can be counted; random draws the class of each step."""
     within_group: bool = False
+    """Whether all classes of an episode are of one group (alphabet)."""
     labels: Labels = "one_hot"
+    """Whether classes go by numbers or by strings of five letters."""
     chain: PositiveInt = 1
+    """How many sequences follow one another, without wiping, as one episode."""
 
     def build(self) -> Stream:
         return Stream(self.way, self.length, self.counts, self.within_group, self.labels, self.chain)
@@ -102,22 +116,25 @@ class StreamSettings(Settings):
 ProtocolSettings = Annotated[KShotSettings | StreamSettings, Field(discriminator="protocol")]
 
 
-class _Test(Settings):
+class Measured(Settings):
+    """On which episodes figures are measured; each has one way and one shot."""
+
     episodes: PositiveInt = 1000
-    """Test episodes; always the first ones of the episode seed."""
+    """How many; always the first ones of the episode seed."""
     episode_seed: Seed = 0
+    """Of the drawn classes, images and order."""
     rotated: tuple[bool, ...] = Field((False,), min_length=1)
     """Whether turned test classes count as classes of their own; one record each."""
 
 
-class KShotTest(KShotSettings, _Test):
+class KShotTest(KShotSettings, Measured):
     """A K-shot test: its protocol and on which episodes. A figure has one way and one shot."""
 
     way: PositiveInt = 5
     shot: PositiveInt = 1
 
 
-class StreamTest(StreamSettings, _Test):
+class StreamTest(StreamSettings, Measured):
     """A stream test: its protocol and on which episodes."""
 
 
@@ -130,10 +147,15 @@ class AugmentSettings(Settings):
     added: ClassVar[frozenset[str]] = frozenset({"mirror"})
 
     angle_degrees: float = Field(11.25, ge=0)
+    """Largest rotation."""
     shift: float = Field(0.1, ge=0)
+    """Largest translation, down and across, as a fraction of the side."""
     scale: float = Field(0.0, ge=0, lt=1)
+    """Largest change of size, as a fraction."""
     shear: float = Field(0.0, ge=0)
+    """Largest slant, as the tangent of its angle."""
     mirror: bool = False
+    """Whether every other image, by chance, has left and right exchanged."""
 
     def build(self) -> Augment:
         return Augment(**self.model_dump())
@@ -144,7 +166,9 @@ class CurriculumSettings(Settings):
     one class more every so many steps, until the way of `episodes` is reached."""
 
     first_way: int = Field(5, ge=2)
+    """Classes of the first episodes."""
     every: PositiveInt = 500
+    """Steps until there is one more."""
 
 
 class TrialSettings(Settings):
@@ -169,7 +193,9 @@ class TrainSettings(Settings):
     steps: PositiveInt = 2000
     """Optimiser updates."""
     optimizer: Literal["adam", "rmsprop"] = "adam"
+    """rmsprop has a momentum of 0.9 (Santoro et al. 2016, as far as their settings are known)."""
     learning_rate: PositiveFloat = 1e-3
+    """Of the first step; of all, where the schedule is constant."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """cosine falls from learning_rate to a hundredth of it over the steps."""
     clip_norm: PositiveFloat = 10.0
@@ -177,17 +203,19 @@ class TrainSettings(Settings):
     rotations: bool = True
     """Whether training classes turned by 90, 180 and 270 degrees are classes of their own."""
     augment: AugmentSettings | None = None
+    """How training images are distorted; left out, they are not."""
     validate_every: PositiveInt = 250
     """Steps between looks at the validation classes; the best look's weights are kept."""
     validate_episodes: PositiveInt = 200
+    """Episodes of each look."""
     validate_on: ProtocolSettings | None = None
-    """The protocol of validation episodes; None for the protocol of training."""
+    """The protocol of validation episodes; left out, that of training."""
     watch_training: bool = False
     """Whether each look is at as many episodes of training classes too, to see what is learned by heart."""
     curriculum: CurriculumSettings | None = None
-    """How the training episodes grow up to `episodes`; None: they are such from the first step on."""
+    """How the training episodes grow up to `episodes`; left out, they are such from the first step on."""
     trials: TrialSettings | None = None
-    """What is tried first; None: the settings are what they are."""
+    """What is tried first; left out, the settings are what they are."""
 
     @property
     def measure(self) -> dict[str, Any]:
@@ -217,8 +245,13 @@ class DataSettings(Settings):
     """Which images, at which size, and which split of their classes."""
 
     dataset: str
+    """One of `fewshot data list`, or the path of a folder of class folders; with ":rgb" behind it, grey
+    images have three channels."""
     split: str
+    """One that `fewshot data list` names, or parts as "fraction:0.6/0.2/0.2@0"; of a folder also "folders" or
+    "default"."""
     image_size: PositiveInt | None = None
+    """Pixels of a side; left out, the size as published."""
 
 
 class LearnerSettings(Settings):
@@ -227,9 +260,11 @@ class LearnerSettings(Settings):
     id: str
     """A learner id of `fewshot list`, with an optional ":variant"; or your own as "package.module:Class"."""
     options: dict[str, Any] = {}
+    """Those of the learner by name, which are the arguments of its class."""
     train: TrainSettings = TrainSettings()
     """Unused by learners that have nothing to train."""
     train_seeds: tuple[Seed, ...] = Field((0,), min_length=1)
+    """One training each, of weights and episodes of its own."""
     weights: str | None = None
     """A recorded checkpoint to answer with under this row's options, instead of training; "{seed}" in its
     path stands for the train seed."""
@@ -280,13 +315,17 @@ class Suite(Settings):
     name: str
     """The file's stem, and the results folder's name."""
     title: str
+    """What is asked, for who reads the file."""
     data: DataSettings
     """What the tests read, and the training too unless train_data is given."""
     train_data: DataSettings | None = None
+    """What the training reads."""
     train: dict[str, Any] = {}
     """Training settings shared by all learners; a learner's own [learner.train] overrides key by key."""
     test: tuple[Test, ...] = Field(min_length=1)
+    """The columns: under which protocols, and on which episodes."""
     learner: tuple[LearnerSettings, ...] = Field(min_length=1)
+    """The rows."""
 
     @model_validator(mode="after")
     def _each_learner_and_seed_once(self) -> Self:
