@@ -60,7 +60,7 @@ _HELD_SCHEMA = pa.schema(
 """The answers of all records of a file: `record` says whose a row holds. correct and count follow."""
 _LABELS, _WRONG_BY = "labels", "wrong_by"
 """In a file `wrong_by` stands for the answers: 0 for the right label, else how many labels further the answer
-is, counted in a circle of as many as the column `labels` says; `labels` itself for a string that no class has.
+is, counted in a circle of as many as the column `labels` says; that number for a string that no class has.
 Most are then 0, and what is asked later is less often wrong: rows are sorted by record, presentation, episode
 and label. A tenth less than answers in the order of episodes, which earlier versions wrote and which are read
 as well.
@@ -83,7 +83,7 @@ name, with the turn; count: times drawn, above 0.
 Draws = Sequence[tuple[str, str, int]]
 """A log of draws: (side, class name, times drawn) of every class drawn."""
 
-_Rounded = AfterValidator(lambda value: round(value, 7))  # a hundred times finer than a table prints
+_Rounded = AfterValidator(lambda value: round(value, 6))  # a hundred times finer than a table prints
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), _Rounded]
 HalfWidth = Annotated[float, Field(ge=0, allow_inf_nan=False), _Rounded]
 Range = int | tuple[int, int]
@@ -92,7 +92,8 @@ Range = int | tuple[int, int]
 class Record(BaseModel):
     """One learner configuration, trained with one seed, measured under one protocol.
 
-    A field that a later version adds carries a default, so that older records stay readable.
+    A field that a later version adds carries a default, so that older records stay readable; at its default it
+    is not written.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -222,6 +223,18 @@ class Record(BaseModel):
     """When the record was made, UTC."""
 
 
+_ALWAYS_WRITTEN = {"shot", "query", "counts", "labels", "accuracy_by_instance"}
+
+
+def _left_out(record: Record) -> set[str]:
+    """The fields that are not written: those at their default, but for the first version's."""
+    return {
+        name
+        for name, field in Record.model_fields.items()
+        if name not in _ALWAYS_WRITTEN and not field.is_required() and getattr(record, name) == field.default
+    }
+
+
 def record_key(meaning: Mapping[str, Any]) -> str:
     """Sixteen hexadecimal digits of the SHA-256 of what gives a result its meaning (design decision 6).
 
@@ -274,7 +287,7 @@ def append_record(folder: Path, record: Record) -> None:
     other records are kept as they are.
     """
     path = folder / RECORDS_FILE
-    line = record.model_dump_json()
+    line = record.model_dump_json(exclude=_left_out(record))
     check_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
@@ -532,8 +545,8 @@ def _write_table(path: Path, table: pa.Table, dictionary: list[str], split: list
         sink,
         # One page a column, in which Brotli finds the episodes of one record again in the next, and the names
         # of one log: half the room of a file for each record, a sixth of that of one for each log. Measured
-        # against dictionaries, plain values, zstd, and levels 9 (a quarter larger) and 10 (a twentieth larger,
-        # in a third of the time: 3 seconds for the 2.4 million answers of a file).
+        # against dictionaries, plain values, zstd, and levels 9 (a quarter larger) and 10 (a twentieth larger
+        # in a third of the time, which is 3 seconds for the 2.4 million answers of one file).
         compression="brotli",
         compression_level=11,
         data_page_size=1 << 30,

@@ -120,6 +120,7 @@ def test_presentations_are_string_keys_in_json(tmp_path):
     line = json.loads((tmp_path / RECORDS_FILE).read_text())
     assert line["accuracy_by_instance"] == {"1": 0.36, "2": 0.93, "10": 0.981}
     assert set(FIRST_FIELDS) <= set(line)
+    assert not {"trials", "accuracy_by_link", "answers"} & set(line), "at their defaults"
 
 
 def test_a_record_with_the_same_key_is_replaced_in_its_place(tmp_path):
