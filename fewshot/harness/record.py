@@ -92,8 +92,8 @@ Range = int | tuple[int, int]
 class Record(BaseModel):
     """One learner configuration, trained with one seed, measured under one protocol.
 
-    A field that a later version adds carries a default, so that older records stay readable. It is not written
-    where it is at its default.
+    A field that a later version adds carries a default, so that older records stay readable; it is written
+    only where it is not at its default.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
