@@ -465,7 +465,7 @@ def test_inspect_draws_what_a_memory_did_and_scores_it(
     assert paths == ["mann-0-episode-3.png", "sub/page.html"]
     with Image.open(paths[0]) as picture:
         assert picture.format == "PNG"
-        assert min(picture.size) > 1000
+        assert min(picture.size) > 900
     page = Path(paths[1]).read_text()
     assert score in page
     assert "fewshot inspect" in page
@@ -487,7 +487,7 @@ def test_inspect_serves_other_memories_than_networks(
     assert outcome.code == 0
     assert "% is read from the right class" in outcome.out
     with Image.open(f"{name}-episode-0.png") as picture:
-        assert min(picture.size) > 1000
+        assert min(picture.size) > 900
     assert "% is read from the right class" in Path("page.html").read_text()
 
 

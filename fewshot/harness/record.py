@@ -49,16 +49,22 @@ class_id: position in the class pool; label: the class's label in this episode; 
 else 1 for the first time the class is seen; correct of count answers are right; answers: the label answered
 for each query, in episode order, -1 for a string that no class of the episode has. A presentation that was
 not asked has no row. In a chain, label and answers are link * way + the label within the link, and a
-presentation is one within the link. In a file, a first column `record` says whose answers a row holds, and
-what follows from label and answers is left out.
+presentation is one within the link.
 """
-_FOLLOWS = {"correct", "count"}
-_FILE_SCHEMA = pa.schema(
+_HELD_SCHEMA = pa.schema(
     [
         pa.field("record", pa.string(), nullable=False),
-        *(field for field in ANSWERS_SCHEMA if field.name not in _FOLLOWS),
+        *(field for field in ANSWERS_SCHEMA if field.name not in {"correct", "count"}),
     ]
 )
+"""The answers of all records of a file: `record` says whose a row holds. correct and count follow."""
+_LABELS, _WRONG_BY = "labels", "wrong_by"
+"""In a file `wrong_by` stands for the answers: 0 for the right label, else how many labels further the answer
+is, counted in a circle of as many as the column `labels` says; that number for a string that no class has.
+Most are then 0, and what is asked later is less often wrong: rows are sorted by record, presentation, episode
+and label. A tenth less than answers in the order of episodes, which earlier versions wrote and which are read
+as well.
+"""
 
 DRAWS_FILE = "draws.parquet"
 DRAWS_SCHEMA = pa.schema(
@@ -77,7 +83,7 @@ name, with the turn; count: times drawn, above 0.
 Draws = Sequence[tuple[str, str, int]]
 """A log of draws: (side, class name, times drawn) of every class drawn."""
 
-_Rounded = AfterValidator(lambda value: round(value, 7))  # a hundred times finer than a table prints
+_Rounded = AfterValidator(lambda value: round(value, 6))  # a hundred times finer than a table prints
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), _Rounded]
 HalfWidth = Annotated[float, Field(ge=0, allow_inf_nan=False), _Rounded]
 Range = int | tuple[int, int]
@@ -86,7 +92,8 @@ Range = int | tuple[int, int]
 class Record(BaseModel):
     """One learner configuration, trained with one seed, measured under one protocol.
 
-    A field that a later version adds carries a default, so that older records stay readable.
+    A field that a later version adds carries a default, so that older records stay readable; it is written
+    only where it is not at its default.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -216,6 +223,18 @@ class Record(BaseModel):
     """When the record was made, UTC."""
 
 
+_ALWAYS_WRITTEN = {"shot", "query", "counts", "labels", "accuracy_by_instance"}
+
+
+def _left_out(record: Record) -> set[str]:
+    """The fields that are not written: those at their default, but for the first version's."""
+    return {
+        name
+        for name, field in Record.model_fields.items()
+        if name not in _ALWAYS_WRITTEN and not field.is_required() and getattr(record, name) == field.default
+    }
+
+
 def record_key(meaning: Mapping[str, Any]) -> str:
     """Sixteen hexadecimal digits of the SHA-256 of what gives a result its meaning (design decision 6).
 
@@ -268,7 +287,7 @@ def append_record(folder: Path, record: Record) -> None:
     other records are kept as they are.
     """
     path = folder / RECORDS_FILE
-    line = record.model_dump_json()
+    line = record.model_dump_json(exclude=_left_out(record))
     check_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
@@ -405,8 +424,8 @@ def add_answers(folder: Path, file: str, key: str, table: pa.Table) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         others = [_without(_read_answers_file(path), "record", {key})] if path.exists() else []
-        own = table.add_column(0, _FILE_SCHEMA.field("record"), pa.array([key] * len(table)))
-        _write_answers(path, pa.concat_tables([*others, own.select(_FILE_SCHEMA.names).cast(_FILE_SCHEMA)]))
+        own = table.add_column(0, _HELD_SCHEMA.field("record"), pa.array([key] * len(table)))
+        _write_answers(path, pa.concat_tables([*others, own.select(_HELD_SCHEMA.names).cast(_HELD_SCHEMA)]))
 
 
 def read_answers(folder: Path, record: Record) -> pa.Table:
@@ -434,16 +453,23 @@ def read_all_answers(folder: Path, records: Iterable[Record]) -> dict[str, pa.Ta
     return found
 
 
-def _counted(stored: pa.Table) -> pa.Table:
-    """Rows of a file of answers, of one record, with how many answers of each are right."""
-    parents, answers = (np.asarray(of(stored["answers"])) for of in (pc.list_parent_indices, pc.list_flatten))
-    right = answers == stored["label"].to_numpy()[parents]
+def _counted(held: pa.Table) -> pa.Table:
+    """The answers of one record, in their order, with how many of each row are right."""
+    held = held.sort_by([(name, "ascending") for name in ("episode", "label", "presentation")])
+    rows, labels, answers = _each_answer(held, "answers")
+    right = answers == labels
     counted = {
-        "correct": np.bincount(parents[right], minlength=len(stored)),
-        "count": np.bincount(parents, minlength=len(stored)),
+        "correct": np.bincount(rows[right], minlength=len(held)),
+        "count": np.bincount(rows, minlength=len(held)),
     }
-    columns = {name: stored[name] for name in stored.column_names} | counted
+    columns = {name: held[name] for name in held.column_names} | counted
     return pa.table({name: columns[name] for name in ANSWERS_SCHEMA.names}).cast(ANSWERS_SCHEMA)
+
+
+def _each_answer(table: pa.Table, column: str) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Of each answer in a column of lists: its row, that row's label, and what is listed."""
+    rows, listed = (np.asarray(of(table[column])) for of in (pc.list_parent_indices, pc.list_flatten))
+    return rows, table["label"].to_numpy()[rows], listed
 
 
 def answers_digest(table: pa.Table) -> str:
@@ -459,8 +485,10 @@ def answers_digest(table: pa.Table) -> str:
 
 
 def _read_answers_file(path: Path) -> pa.Table:
+    """The answers of all records of a file (_HELD_SCHEMA)."""
     try:
-        return pq.read_table(path, columns=_FILE_SCHEMA.names).cast(_FILE_SCHEMA)
+        table = pq.read_table(path)
+        return (_from_wrong_by(table) if _WRONG_BY in table.column_names else table).cast(_HELD_SCHEMA)
     except FileNotFoundError as error:
         raise RecordError(f"no answers in {path}; restore the file or evaluate again") from error
     except (OSError, pa.ArrowException, ValueError) as error:
@@ -468,13 +496,39 @@ def _read_answers_file(path: Path) -> pa.Table:
         raise RecordError(f"cannot read the answers in {path}: {reason}; restore the file") from error
 
 
+def _to_wrong_by(table: pa.Table) -> pa.Table:
+    """Answers (_HELD_SCHEMA) as a file has them."""
+    table = table.sort_by([(name, "ascending") for name in ("record", "presentation", "episode", "label")])
+    _, labels, answers = _each_answer(table, "answers")
+    number = 1 + max(labels.max(initial=0), answers.max(initial=0))
+    wrong_by = np.where(answers < 0, number, (answers - labels) % number)
+    table = table.add_column(table.num_columns - 1, _LABELS, pa.array(np.full(len(table), number, np.int16)))
+    return _with_lists(table, "answers", _WRONG_BY, wrong_by)
+
+
+def _from_wrong_by(table: pa.Table) -> pa.Table:
+    """Answers (_HELD_SCHEMA) of what a file has."""
+    rows, labels, wrong_by = _each_answer(table, _WRONG_BY)
+    number = table[_LABELS].to_numpy()[rows]
+    answers = np.where(wrong_by == number, -1, (labels + wrong_by) % number)
+    return _with_lists(table.drop_columns(_LABELS), _WRONG_BY, "answers", answers)
+
+
+def _with_lists(table: pa.Table, column: str, name: str, values: NDArray[Any]) -> pa.Table:
+    """A table with other values in its last column, which is one of lists, and with a new name for it."""
+    field = ANSWERS_SCHEMA.field("answers").with_name(name)
+    ends = np.cumsum(pc.list_value_length(table[column]).to_numpy(), dtype=np.int32)
+    lists = pa.ListArray.from_arrays(np.append(np.int32(0), ends), pa.array(values, pa.int16()), field.type)
+    return table.drop_columns(column).append_column(field, lists)
+
+
 def _without(table: pa.Table, column: str, values: set[str]) -> pa.Table:
     return table.filter(pc.invert(pc.is_in(table[column], pa.array(sorted(values), pa.string()))))
 
 
 def _write_answers(path: Path, table: pa.Table) -> None:
-    columns = ["episode", "class_id", "label", "presentation", "answers.list.element"]
-    _write_table(path, table.cast(_FILE_SCHEMA), dictionary=["record"], split=columns)
+    columns = ["episode", "class_id", "label", "presentation", _LABELS, f"{_WRONG_BY}.list.element"]
+    _write_table(path, _to_wrong_by(table), dictionary=["record"], split=columns)
 
 
 def _write_table(path: Path, table: pa.Table, dictionary: list[str], split: list[str]) -> None:
@@ -491,10 +545,10 @@ def _write_table(path: Path, table: pa.Table, dictionary: list[str], split: list
         sink,
         # One page a column, in which Brotli finds the episodes of one record again in the next, and the names
         # of one log: half the room of a file for each record, a sixth of that of one for each log. Measured
-        # against dictionaries, plain values, zstd, and levels 9 (a fifth larger) and 11 (a twentieth smaller,
-        # in five times the time).
+        # against dictionaries, plain values, zstd, and levels 9 (a quarter larger) and 10 (a twentieth larger
+        # in a third of the time, which is 3 seconds for the 2.4 million answers of one file).
         compression="brotli",
-        compression_level=10,
+        compression_level=11,
         data_page_size=1 << 30,
         row_group_size=1 << 26,
         max_rows_per_page=1 << 26,

@@ -17,7 +17,7 @@ from PIL import Image
 
 from fewshot.errors import RecordError
 
-DOTS_PER_INCH = 115
+DOTS_PER_INCH = 100
 GREY = "#5f5f5f"
 LIGHT_GREY = "#d9d9d9"
 

@@ -1,24 +1,25 @@
 """Checkpoints: what is stored is what is loaded, and a damaged file is refused in one line."""
 
-import json
 import struct
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from fewshot.errors import LearnerError
 from fewshot.harness.checkpoint import (
-    PACKED,
+    PACKED_ALONE,
     STEP,
     _digest,
     _metadata_digest,
+    _read,
     _restored,
     _stored,
     checkpoint_facts,
@@ -108,18 +109,23 @@ def test_options_that_are_no_weights_come_back(tmp_path: Path) -> None:
     assert load_learner(stored(tmp_path, "mann")).cell.memory.usage_decay == 0.95
 
 
-def test_matrices_are_packed_with_a_step_a_row_and_vectors_are_float32(tmp_path: Path) -> None:
-    header, weights = _header(stored(tmp_path, "mann")), fresh("mann").state_dict()
-    packed = {name.removesuffix(PACKED): entry for name, entry in header.items() if name.endswith(PACKED)}
-    steps = {name.removesuffix(STEP): entry for name, entry in header.items() if name.endswith(STEP)}
+def test_a_file_is_one_compressed_safetensors_file_that_other_tools_read(tmp_path: Path) -> None:
+    path = stored(tmp_path, "mann")
+    with safe_open(path, framework="pt") as file:
+        length = int(file.metadata()["unpacked_bytes"])
+        packed = file.get_tensor("safetensors:brotli").numpy().tobytes()
+        assert file.keys() == ["safetensors:brotli"]
+    tensors = load(pa.decompress(packed, length, codec="brotli", asbytes=True))
+    weights = fresh("mann").state_dict()
     assert {len(value.shape) for value in weights.values()} >= {0, 1, 2, 4}
-    for name, value in weights.items():
+    assert tensors.keys() == weights.keys() | {f"{key}:step" for key in weights if weights[key].dim() >= 2}
+    for key, value in weights.items():
         if value.dim() < 2:
-            assert header[name]["dtype"] == ("F32" if value.is_floating_point() else "I64"), name
+            assert torch.equal(tensors[key], value), key
         else:
-            assert packed[name]["dtype"] == "U8"
-            assert (steps[name]["dtype"], steps[name]["shape"]) == ("BF16", [len(value)])
-    assert packed.keys() == steps.keys()
+            steps = tensors[f"{key}:step"]
+            assert (tensors[key].dtype, tensors[key].shape) == (torch.int8, value.shape)
+            assert (steps.dtype, steps.shape) == (torch.bfloat16, value.shape[:1])
 
 
 def test_a_checkpoint_has_two_thirds_of_a_byte_a_weight(tmp_path: Path) -> None:
@@ -157,11 +163,20 @@ def test_whole_numbers_of_an_earlier_version_are_read(tmp_path: Path) -> None:
         assert torch.equal(value, expected[key]), key
 
 
+def test_matrices_that_an_earlier_version_compressed_one_by_one_are_read(tmp_path: Path) -> None:
+    path = stored(tmp_path, "mann")
+    expected = load_learner(path).state_dict()
+    _write_as(path, _packed_alone(_read(path)[1]))
+    learner = load_learner(path)
+    assert all(torch.equal(value, expected[key]) for key, value in learner.state_dict().items())
+    save_learner(learner, path, "mann", SMALL["mann"])
+    assert all(torch.equal(value, expected[key]) for key, value in load_learner(path).state_dict().items())
+
+
 def test_packed_numbers_of_another_shape_are_refused_in_one_line(tmp_path: Path) -> None:
     path = stored(tmp_path)
-    with safe_open(path, framework="pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    name = next(key for key in tensors if key.endswith(PACKED))
+    tensors = _packed_alone(_read(path)[1])
+    name = next(key for key in tensors if key.endswith(PACKED_ALONE))
     tensors[name] = tensors[name][:-5].clone()
     _write_as(path, tensors)
     assert "does not fit" in refusal(path)
@@ -262,12 +277,16 @@ def test_somebody_elses_safetensors_is_refused(tmp_path: Path) -> None:
     assert "is not a checkpoint of fewshot" in refusal(path)
 
 
-def _header(path: Path) -> dict[str, Any]:
-    content = path.read_bytes()
-    length = struct.unpack("<Q", content[:8])[0]
-    header: dict[str, Any] = json.loads(content[8 : 8 + length])
-    del header["__metadata__"]
-    return header
+def _packed_alone(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as an earlier version stored them: whole numbers compressed each by itself."""
+    alone = {}
+    for key, value in tensors.items():
+        if value.dtype == torch.int8:
+            packed = pa.compress(value.numpy().tobytes(), codec="brotli", asbytes=True)
+            alone[key + PACKED_ALONE] = torch.frombuffer(bytearray(packed), dtype=torch.uint8)
+        else:
+            alone[key] = value
+    return alone
 
 
 def _write_as(path: Path, tensors: dict[str, Tensor]) -> None:

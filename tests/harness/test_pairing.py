@@ -52,7 +52,7 @@ def test_all_that_both_answered_is_compared(folder):
         assert (len(one.a), len(one.b), one.episodes) == (1, 2, 30)
         for records, accuracy in ((one.a, one.comparison.accuracy_a), (one.b, one.comparison.accuracy_b)):
             told = [r.accuracy_by_instance.get(one.instance, r.accuracy) for r in records]
-            assert accuracy == pytest.approx(np.mean(told))
+            assert accuracy == pytest.approx(np.mean(told), abs=1e-6)
         assert one.comparison.ci95_methods is None
     assert [one.p_holm for one in rows] == holm([one.comparison.p_value for one in rows])
 

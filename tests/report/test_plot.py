@@ -111,7 +111,7 @@ def test_a_suite_gives_one_plot_per_question(folder: Path) -> None:
         assert 5_000 < path.stat().st_size < LARGEST
         with Image.open(path) as image:
             assert image.format == "PNG"
-            assert 900 < image.width < 2500
+            assert 800 < image.width < 2200
             assert image.info.keys() == {"dpi"}  # no date, no version
     assert sorted(path.name for path in (folder / "plots").iterdir()) == sorted(path.name for path in paths)
 
