@@ -131,7 +131,7 @@ def find_published(record: Record, instance: int | None = None) -> Published | N
         if (row.learner, row.dataset, row.protocol) == (name, record.dataset, protocol)
         and (row.way, row.shot, row.instance) == (record.way, record.shot, instance)
         and row.labels == (record.labels or "")
-        and (record.learner in ANY_BACKBONE or row.family == backbone_family(record.backbone))
+        and (learner_id(record) in ANY_BACKBONE or row.family == backbone_family(record.backbone))
         and (row.original or row.confidence == "high")
     ]
     return min(

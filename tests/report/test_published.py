@@ -184,6 +184,12 @@ def test_a_variant_that_says_what_it_was_made_for_is_its_learner_there(
     assert find_published(ours) == (plain if words else None)
 
 
+def test_what_was_made_for_a_setting_needs_no_common_backbone_where_its_learner_needs_none() -> None:
+    plain = find_published(record("mann", "stream"), 2)
+    assert plain is not None
+    assert find_published(record("mann:5way", "stream"), 2) == plain
+
+
 def test_what_is_no_variant_was_made_for_nothing() -> None:
     assert made_for(record("maml", train_shot=1)) == ()
 
