@@ -39,7 +39,7 @@ TABLES: tuple[tuple[str, type[Settings]], ...] = (
 UNLISTED = {(Suite, "name"), (KShotSettings, "protocol"), (StreamSettings, "protocol")}
 """Fields without a row: a suite's name is its file's, and a protocol heads its table."""
 _KINDS = {"integer": "integer", "number": "number", "string": "text", "boolean": "true or false"}
-_LIMITS = {"exclusiveMinimum": ">", "minimum": "≥"}
+_LIMITS = {"exclusiveMinimum": ">", "minimum": "≥", "maximum": "≤"}  # not that of 64 bits, which is exclusive
 
 
 def suite_keys() -> str:

@@ -146,13 +146,13 @@ class AugmentSettings(Settings):
 
     added: ClassVar[frozenset[str]] = frozenset({"mirror"})
 
-    angle_degrees: float = Field(11.25, ge=0)
+    angle_degrees: float = Field(11.25, ge=0, le=180)
     """Largest rotation."""
-    shift: float = Field(0.1, ge=0)
+    shift: float = Field(0.1, ge=0, le=1)
     """Largest translation, down and across, as a fraction of the side."""
-    scale: float = Field(0.0, ge=0, lt=1)
+    scale: float = Field(0.0, ge=0, le=0.9)
     """Largest change of size, as a fraction."""
-    shear: float = Field(0.0, ge=0)
+    shear: float = Field(0.0, ge=0, le=1)
     """Largest slant, as the tangent of its angle."""
     mirror: bool = False
     """Whether every other image, by chance, has left and right exchanged."""

@@ -156,7 +156,10 @@ def test_a_wrong_value_is_one_line_with_its_place(changes: dict[str, Any], says:
         ({"steps": 0}, "TrainSettings: steps: Input should be greater than 0 (got 0)"),
         ({"stpes": 3}, "TrainSettings: unknown key 'stpes': did you mean 'steps'? there is augment, batch,"),
         ({"augment": {"shaer": 3}}, "TrainSettings: augment: unknown key 'shaer': did you mean 'shear'?"),
-        ({"augment": {"scale": 1}}, "TrainSettings: augment.scale: Input should be less than 1 (got 1)"),
+        (
+            {"augment": {"scale": 1}},
+            "TrainSettings: augment.scale: Input should be less than or equal to 0.9 (got 1)",
+        ),
         ({"episodes": KShot()}, 'TrainSettings: episodes: give a table with protocol = "kshot" or "stream"'),
         ({"curriculum": {}}, "TrainSettings: a curriculum leads to streams: give episodes of a length that"),
     ],
