@@ -99,7 +99,7 @@ def published_second(results: Sequence[Result]) -> dict[str, Published]:
 
 
 def accelerated(results: Sequence[Result], drawn: set[str]) -> dict[str, list[str]]:
-    """GPU -> the learners drawn that were trained on it: their minutes are not those of the others."""
+    """Device that is no CPU alone -> the learners drawn that were trained on it, whose minutes differ."""
     found: dict[str, list[str]] = {}
     for record in (result.record for result in results if result.record.learner in drawn):
         device = record.train_device or "cpu"
@@ -118,7 +118,7 @@ def curves_figure(
     """Accuracy on validation classes against training episodes and against minutes, both logarithmic.
 
     published: by learner, drawn as horizontal lines. marked: a number of training episodes to mark.
-    gpus: GPU -> the learners trained on it, to be named.
+    gpus: as `accelerated` finds them, to be named.
     """
     looks = curves.dropna(subset=[quantity.column])
     learners = sorted(looks["learner"].unique(), key=learner_rank)

@@ -36,7 +36,7 @@ def training_table(records: Iterable[Record]) -> ResultTable:
     )
     devices = {learner: own[0].train_device for learner, own in trained.items()}
     others = [f"{learner} ({device})" for learner, device in devices.items() if device not in (None, "cpu")]
-    notes = [note, f"Not on a CPU: {', '.join(others)}."] if others else [note]
+    notes = [note, f"Not on a CPU alone: {', '.join(others)}."] if others else [note]
     return ResultTable("Training", COLUMNS, rows=rows, notes=notes)
 
 

@@ -68,5 +68,7 @@ def test_who_answers_with_the_weights_of_another_has_no_row() -> None:
 
 def test_a_gpu_is_named() -> None:
     episodes = {"protocol": "stream", "way": 5, "length": 50}
-    assert "Not on a CPU: mann (H100)." in render([trained("mann", episodes, train_device="H100")], "text")
+    for device in ("H100", "H100, then cpu"):
+        told = render([trained("mann", episodes, train_device=device)], "text")
+        assert f"Not on a CPU alone: mann ({device})." in told
     assert "Not on a CPU" not in render([trained("mann", episodes)], "text")
