@@ -491,7 +491,7 @@ def _read_answers_file(path: Path) -> pa.Table:
         return (_from_wrong_by(table) if _WRONG_BY in table.column_names else table).cast(_HELD_SCHEMA)
     except FileNotFoundError as error:
         raise RecordError(f"no answers in {path}; restore the file or evaluate again") from error
-    except (OSError, pa.ArrowException, ValueError) as error:
+    except (OSError, pa.ArrowException, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise RecordError(f"cannot read the answers in {path}: {reason}; restore the file") from error
 

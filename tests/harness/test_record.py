@@ -388,6 +388,10 @@ def test_missing_and_damaged_answers_are_refused_in_one_line(tmp_path):
         with pytest.raises(RecordError, match=r"cannot read the answers in .*; restore the file"):
             add_answers(tmp_path, record.answers, "b", answers_table())
         assert path.read_bytes() == damaged, "what may yet be restored is not written over"
+    path.write_bytes(whole)
+    pq.write_table(pq.read_table(path).drop_columns("labels"), path)
+    with pytest.raises(RecordError, match=r"cannot read the answers in .*labels.*; restore the file"):
+        read_answers(tmp_path, record)
 
 
 @pytest.mark.parametrize(("accuracy", "kilobytes"), [(0.98, 10), (0.4, 24)])
