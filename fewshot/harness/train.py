@@ -130,9 +130,7 @@ def train(
     check_memory(learner, settings, largest, *looks.values())
     run = _Run(learner, settings, state_path, device)
     log = run.log
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    if log.devices[-1:] != [name]:
-        log.devices.append(name)
+    here = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     for pool in (train_pool, val_pool):
         log.draws.setdefault(pool.side, torch.zeros(len(pool), dtype=torch.int64))
     looked_draws = {side: count_draws(source, settings.validate_episodes) for side, source in looks.items()}
@@ -142,6 +140,8 @@ def train(
         for batch in _training_batches(largest, settings, run.step):
             torch.manual_seed(_step_seed(train_seed, run.step))
             loss = run.update(batch)
+            if log.devices[-1:] != [here]:
+                log.devices.append(here)
             run.count_draws(batch)
             run.step += 1
             validate = run.step % settings.validate_every == 0 or run.step == settings.steps
