@@ -25,7 +25,8 @@ data: $(USER_STAMP)  ## download Omniglot into the data directory, after saying 
 	$(BIN)/fewshot data get omniglot
 
 # Those whose weights others answer with come before these.
-SUITES = quickstart comparison omniglot_kshot omniglot_gradient omniglot_gradient_lake omniglot_kshot_lake omniglot_first omniglot_inductive glyphs_to_omniglot \
+SUITES = quickstart comparison omniglot_kshot omniglot_gradient omniglot_gradient_gpu omniglot_gradient_lake omniglot_kshot_lake \
+	omniglot_first omniglot_inductive glyphs_to_omniglot mini_imagenet_gpu mini_imagenet_stream \
 	stream_omniglot mann_ablation mann_cost santoro_table1 santoro_table2 santoro_persistent santoro_curriculum \
 	santoro_lake
 results: $(USER_STAMP)  ## make what is missing of the recorded results (hours), then verify them
@@ -36,7 +37,7 @@ results: $(USER_STAMP)  ## make what is missing of the recorded results (hours),
 bench: $(DEV_STAMP)  ## measure speed beside other packages and the limits of the machine: 10 minutes on two cores
 	$(BIN)/fewshot bench
 
-interop: $(DEV_STAMP)  ## hold the adapters to the real learn2learn and torchmeta, which it installs: 2 minutes
+interop: $(DEV_STAMP)  ## hold the adapters to the real learn2learn and torchmeta, which it installs: a minute and a half
 	python=$$($(BIN)/python -m benchmarks.speed.peers learn2learn torchmeta) && $$python -m pytest tests/interop
 
 clean:  ## remove the environment and what tools leave behind, never data or results
