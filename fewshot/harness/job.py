@@ -282,8 +282,8 @@ def _curve(job: Job, log: TrainLog) -> str:
     for number, (step, episodes, seconds, *values) in enumerate(log.curve):
         if number % every and all(value is None for value in values[1:]):
             continue
-        shown = ["" if value is None else f"{value:.5g}" for value in values]
+        shown = ["" if value is None else f"{value:.4g}" for value in values]
         # To the millisecond: a small learner's first look comes within a tenth of a second, and plots of this
         # column are logarithmic.
-        writer.writerow([job.learner.id, job.train_seed, step, episodes, f"{seconds:.3f}", *shown])
+        writer.writerow([job.learner.id, job.train_seed, step, episodes, f"{seconds:.5g}", *shown])
     return text.getvalue()

@@ -47,8 +47,9 @@ def find_learner_with_memory(
             assert _has_memory(asked), "no option takes a memory away"
             return path, asked
         others.append(type(loaded).__name__)
+    named = f" under the name {learner}" if learner and run.is_dir() else ""
     raise LearnerError(
-        f"{run} has no learner with a memory to look into, only {', '.join(others) or 'records'}: "
+        f"{run} has no learner with a memory to look into{named}, only {', '.join(others) or 'records'}: "
         "choose one that has, mann for one"
     )
 

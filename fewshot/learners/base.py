@@ -171,8 +171,17 @@ class Learner(nn.Module, ABC):
         return self.stream(batch)
 
     def loss(self, batch: EpisodeBatch) -> Tensor:
-        """What training minimises: by default the mean cross-entropy of all answers asked for, in nats."""
+        """What training minimises: by default the mean cross-entropy of all answers asked for, in nats.
+
+        Raises LearnerError for answers without a number for each class.
+        """
         logits = self.answer(batch)
+        way = batch.support.way if isinstance(batch, KShotBatch) else batch.way
+        if logits.shape[-1] < way:
+            raise LearnerError(
+                f"{type(self).__name__} gives {logits.shape[-1]} logits for {way} classes: predict gives "
+                "(batch, image, way)"
+            )
         if isinstance(batch, KShotBatch):
             return F.cross_entropy(logits.flatten(0, 1), batch.query_labels.flatten())
         asked = self.asked(batch)

@@ -136,10 +136,26 @@ def build_learner(
 ) -> Learner:
     """A fresh learner; its weights come from torch's global random state, which the caller seeds.
 
-    image_shape: (channel, height, width). Raises LearnerError for an unknown name, option or value.
+    image_shape: (channel, height, width). Raises LearnerError for an unknown name, option or value, and for a
+    learner of one's own that cannot be made.
     """
     learner = learner_class(name)
-    return learner(image_shape, way, **options_of(learner, options))
+    if len(image_shape) != 3 or min(*image_shape, way) < 1:
+        raise LearnerError(
+            f"a learner is built for images of (channel, height, width) and for one class or more; got "
+            f"{image_shape} and way {way}"
+        )
+    given = options_of(learner, options)
+    try:
+        return learner(image_shape, way, **given)
+    except (AttributeError, TypeError) as error:
+        if learner.__module__.startswith("fewshot."):
+            raise
+        raise LearnerError(
+            f"{learner.__name__}(image_shape, way) cannot be made ({error}): give it start, observe and "
+            "predict, and have its __init__ take image_shape and way and begin with "
+            "super().__init__(image_shape, way)"
+        ) from error
 
 
 def _as_written(hint: Any) -> Any:

@@ -13,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
+from fewshot.errors import RecordError
 from fewshot.harness.record import RECORDS_FILE, read_records
 from fewshot.harness.statistics import ordinal
 from fewshot.report.formats import markdown_grid
@@ -128,8 +129,13 @@ class Rerun(NamedTuple):
 
 
 def read_results(folder: Path) -> list[Result]:
-    """The results of all suites below a folder, by the suite's name; training seeds merged."""
+    """The results of all suites below a folder, by the suite's name; training seeds merged.
+
+    Raises RecordError where there are none.
+    """
     suites = sorted(path.parent for path in folder.glob(f"*/{RECORDS_FILE}"))
+    if not suites:
+        raise RecordError(f"no results of suites below {folder}: name the folder of the results folders")
     return [result for suite in suites for result in merge_seeds(read_records(suite))]
 
 

@@ -1,6 +1,7 @@
 """Learners by name: what is known, what is refused, and how options are read."""
 
 import dataclasses
+import math
 import sys
 import types
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fewshot.episodes.batch import KShotBatch, Support
 from fewshot.errors import AbsentError, LearnerError
 from fewshot.learners import registry
 from fewshot.learners.base import Learner
@@ -224,3 +226,43 @@ def test_the_word_none_stands_for_none_where_an_option_may_be() -> None:
     assert options_of(Mann, {"batch_norm": "none"})["batch_norm"] == "none"
     with pytest.raises(LearnerError, match=r"option strength_offset of Mann: .*got 'sharp'"):
         options_of(Mann, {"strength_offset": "sharp"})
+
+
+class WithoutPredict(Learner):
+    def start(self, batch: int, way: int) -> None: ...
+
+    def observe(self, state: None, image: Tensor, label: Tensor) -> None: ...
+
+
+class WithoutWay(Own):
+    def __init__(self, image_shape: tuple[int, int, int]) -> None:
+        super().__init__(image_shape, 5)
+
+
+@pytest.mark.parametrize("made", [WithoutPredict, WithoutWay])
+def test_a_learner_of_ones_own_that_cannot_be_made_is_one_line(
+    made: type[Learner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "learner_class", lambda name: made)
+    with pytest.raises(LearnerError, match=rf"^{made.__name__}\(image_shape, way\) cannot be made \([^\n]+$"):
+        registry.build_learner("own", (1, 12, 12), 5)
+
+
+@pytest.mark.parametrize(("image_shape", "way"), [((12, 12), 5), ((1, 12, 12), 0), ((1, 0, 12), 5)])
+def test_a_learner_is_built_for_images_and_classes(image_shape: tuple[int, int, int], way: int) -> None:
+    with pytest.raises(LearnerError, match=r"^a learner is built for images of [^\n]+; got [^\n]+$"):
+        registry.build_learner("prototypical", image_shape, way)
+
+
+class TooNarrow(Own):
+    def predict(self, state: Tensor, images: Tensor) -> Tensor:
+        return super().predict(state, images)[..., :-1]
+
+
+def test_answers_without_a_number_for_each_class_are_refused_in_training() -> None:
+    support = Support(torch.zeros(2, 3, *IMAGE_SHAPE), torch.arange(3).expand(2, 3), 3)
+    queries = torch.zeros(2, 3, *IMAGE_SHAPE), torch.arange(3).expand(2, 3)
+    batch = KShotBatch(support, *queries, torch.arange(3).expand(2, 3))
+    assert Own(IMAGE_SHAPE, 3, scale=1.0).loss(batch).item() == pytest.approx(math.log(3))
+    with pytest.raises(LearnerError, match=r"^TooNarrow gives 2 logits for 3 classes: predict gives [^\n]+$"):
+        TooNarrow(IMAGE_SHAPE, 3, scale=1.0).loss(batch)

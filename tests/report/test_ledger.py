@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from fewshot.errors import RecordError
 from fewshot.harness.record import append_record
 from fewshot.report.ledger import (
     LEAST_EPISODES,
@@ -285,6 +286,11 @@ def test_reruns_by_others_stand_apart() -> None:
     assert not figure.row.original
     ours = turned("prototypical", 0.99, split="lake", train_split="lake")
     assert "0 of the method's own paper and 1 of reruns by others." in ledger_page(results_of(ours))
+
+
+def test_a_folder_without_results_has_no_ledger(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match=r"^no results of suites below [^\n]+: name the folder [^\n]+$"):
+        read_results(tmp_path / "absent")
 
 
 def test_a_reason_belongs_to_a_figure_and_the_record_that_stands_for_it() -> None:
