@@ -38,7 +38,7 @@ def plain_number(value: float, _: int | None = None) -> str:
 def stretch(axes: Axes, axis: Literal["x", "y"], highest: float) -> bool:
     """Per cent on an axis, spread out at the top where figures crowd there; whether it was done."""
     if highest <= STRETCHED_ABOVE:
-        axes.set(**{f"{axis}lim": (0, 100.7), f"{axis}ticks": range(0, 101, 10)})
+        axes.set(**{f"{axis}lim": (0, 100.7), f"{axis}ticks": range(0, 101, 20 if axis == "x" else 10)})
         return False
 
     def forward(values: NDArray[np.float64]) -> NDArray[np.float64]:
