@@ -91,8 +91,8 @@ def compare_learners(
     asked only where turned classes are among the test classes and no committed list says how many there are,
     as a class and its turned copies are no independent evidence.
 
-    Raises RecordError where a learner is not in its folder, where the two share no test, and where records of
-    one setting are about different episodes.
+    Raises RecordError where a learner is not in its folder, where the two share no test or are in no stream
+    asked at any of the presentations, and where records of one setting are about different episodes.
     """
     tests_a, tests_b = _by_setting(a), _by_setting(b)
     shared = [test for test in tests_a if test in tests_b]
@@ -110,6 +110,12 @@ def compare_learners(
             for side, tests in ((a, tests_a), (b, tests_b))
         )
         rows += _compare(of_a, of_b, (None, *presentations) if record.protocol == "stream" else (None,))
+    streams = any(tests_a[test][0].protocol == "stream" for test in shared)
+    if streams and presentations and not {row.instance for row in rows} & set(presentations):
+        raise RecordError(
+            f"presentation {', '.join(map(str, presentations))} is in no stream that {a} and {b} share: "
+            "`fewshot table` shows those that were"
+        )
     return _corrected(rows)
 
 

@@ -136,6 +136,11 @@ def test_what_was_not_asked_of_one_is_not_compared(folder):
     assert rows["stream", None].comparison.accuracy_a == pytest.approx(np.mean(told))
 
 
+def test_a_presentation_that_never_was_is_refused(folder):
+    with pytest.raises(RecordError, match=r"^presentation 99 is in no stream that prototypical of [^\n]+$"):
+        upright(folder, "prototypical", "nearest_neighbour", presentations=(99,))
+
+
 def test_a_learner_of_another_folder_is_compared(folder, tmp_path):
     other = shutil.copytree(folder, tmp_path / "other")
     change(other, "lstm", "stream", suite="other")
