@@ -536,12 +536,13 @@ def data_list(data: DataOption = None) -> None:
 @data_app.command("check")
 def data_check(
     name: Annotated[str, typer.Argument(help="Data set, or the path of a folder of class folders.")],
+    image_size: Annotated[int | None, typer.Option(help="Pixels of a side, of a folder.")] = None,
     data: DataOption = None,
 ) -> None:
     """Read a data set in whole and hold it against what is known of it; exit code 1 where it differs."""
     from fewshot.data.check import check_dataset
 
-    report = check_dataset(name, data)
+    report = check_dataset(name, data, image_size)
     print(report)
     raise typer.Exit(1 if report.problems else 0)
 

@@ -418,6 +418,15 @@ def test_data_check_ends_with_0_for_a_folder_that_reads(fewshot: Command, image_
     assert "patterns" in outcome.out
 
 
+def test_data_check_takes_the_size_of_a_folder_alone(fewshot: Command, image_folder: Path) -> None:
+    outcome = fewshot("data", "check", image_folder, "--image-size", 8)
+    assert outcome.code == 0
+    assert "8 px a side" in outcome.out
+    assert refused(fewshot("data", "check", "glyphs", "--image-size", 20)) == (
+        "glyphs is checked at 28x28; got 20: leave the image size out"
+    )
+
+
 @pytest.mark.parametrize("protocol", ["kshot", "stream"])
 def test_data_show_draws_an_episode(fewshot: Command, image_folder: Path, protocol: str) -> None:
     small = ["--way", 3, "--length", 9] if protocol == "stream" else SMALL

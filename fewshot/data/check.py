@@ -9,6 +9,7 @@ from fewshot.data.image_folder import load_image_folder
 from fewshot.data.locations import data_root
 from fewshot.data.split import SIDES, Side
 from fewshot.data.splits import split_classes, split_names
+from fewshot.errors import DataError
 
 # Digests of known copies, at the usual image size.
 KNOWN_DIGESTS = {
@@ -57,17 +58,23 @@ class CheckReport:
         return "\n".join(lines)
 
 
-def check_dataset(name: str, root: Path | None = None) -> CheckReport:
+def check_dataset(name: str, root: Path | None = None, image_size: int | None = None) -> CheckReport:
     """Decode everything anew, at the usual image size, and hold it against what is known.
 
-    Raises DataError where it does not read.
+    image_size: pixels of a side, of a folder of one's own. Raises DataError where it does not read, and for
+    another size of a set of which something is known: that is known of its usual one.
     """
     directory = data_root(root)
     dataset = DATASETS.get(name)
     if dataset is None:
-        image_set = load_image_folder(find_folder(name, directory), rebuild=True)
+        image_set = load_image_folder(find_folder(name, directory), image_size, rebuild=True)
     else:
-        image_set = dataset.load(directory, dataset.usual_size, True)
+        usual = dataset.usual_size
+        if image_size not in (None, usual):
+            raise DataError(
+                f"{name} is checked at {usual}x{usual}; got {image_size}: leave the image size out"
+            )
+        image_set = dataset.load(directory, usual, True)
     problems = []
     found = (len(image_set.class_names), len(image_set.images))
     if dataset is not None and found != (dataset.classes, dataset.images):
