@@ -58,8 +58,9 @@ def check_kind(name: str, given: object, kinds: type | tuple[type, ...], remedy:
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """One line for a name that does not exist: the nearest known one if any is near, and all there are."""
+    """One line for a name that does not exist: the nearest known one if any begins so or is near, and all."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1)
+    begun = [other for other in names if name and other.startswith(name)]
+    near = begun or difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"unknown {kind} {name!r}: {hint}there is {', '.join(names) or 'none'}"

@@ -18,6 +18,7 @@ from PIL import Image
 from torchvision.models import resnet18
 
 from fewshot.cli import main
+from fewshot.errors import unknown
 from fewshot.harness import own_images
 from fewshot.harness.checkpoint import save_learner
 from fewshot.harness.record import RECORDS_FILE, read_records
@@ -669,6 +670,12 @@ def test_an_unknown_key_in_a_suite_names_the_nearest(fewshot: Command, tiny_suit
     Path("mine.toml").write_text(tiny_suite.read_text() + "[[learner]\n")
     assert refused(fewshot("run", "mine.toml")).startswith("mine.toml is not a readable TOML file: ")
     assert "there is: mine.toml" in refused(fewshot("run", "other.toml"))
+
+
+def test_a_name_that_begins_another_is_taken_for_it() -> None:
+    """Though "scale" has more letters in common with it."""
+    text = unknown("key", "angle", ["angle_degrees", "mirror", "scale"])
+    assert text.startswith("unknown key 'angle': did you mean 'angle_degrees'? ")
 
 
 def test_an_unknown_learner_is_answered_with_all_there_are(
