@@ -51,6 +51,6 @@ def test_pixels_that_changed_since_they_were_decoded_are_found(
 ) -> None:
     image_set = load_image_folder(folder)
     image_set.images[3] = 77
-    monkeypatch.setattr(checking, "load_image_folder", lambda place, rebuild: image_set)
+    monkeypatch.setattr(checking, "load_image_folder", lambda place, image_size, rebuild: image_set)
     (problem,) = check_dataset(str(folder)).problems
     assert "not those that were decoded" in problem
