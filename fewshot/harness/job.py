@@ -283,7 +283,7 @@ def _curve(job: Job, log: TrainLog) -> str:
         if number % every and all(value is None for value in values[1:]):
             continue
         shown = ["" if value is None else f"{value:.4g}" for value in values]
-        # To the millisecond: a small learner's first look comes within a tenth of a second, and plots of this
-        # column are logarithmic.
+        # To five digits, not to a decimal place: a small learner's first look comes within a tenth of a
+        # second, and plots of this column are logarithmic.
         writer.writerow([job.learner.id, job.train_seed, step, episodes, f"{seconds:.5g}", *shown])
     return text.getvalue()

@@ -31,7 +31,7 @@ from fewshot.harness.train import (
 )
 from fewshot.learners.backbones import Backbone
 from fewshot.learners.base import Learner
-from fewshot.learners.registry import build_learner, learner_class, options_of, telling_options
+from fewshot.learners.registry import build_learner, is_ours, learner_class, options_of, telling_options
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def training_key(job: Job, split: Split) -> str:
     return record_key(
         {
             "data": split.digest,
-            "learner": kind.__qualname__ if _is_ours(kind) else f"{kind.__module__}:{kind.__qualname__}",
+            "learner": kind.__qualname__ if is_ours(kind) else f"{kind.__module__}:{kind.__qualname__}",
             "versions": {"learner": kind.version, "sampler": SAMPLER_VERSION, "training": TRAINING_VERSION},
             "options": plain(telling_options(kind, job.learner.options)),
             "train": None if job.weights or not kind.trainable else job.learner.train.model_dump(mode="json"),
@@ -149,11 +149,7 @@ def has_own_code(settings: LearnerSettings) -> bool:
     """Whether the learner, or its backbone, is somebody's own: no version of ours tells that it changed."""
     kind = learner_class(settings.id)
     backbone = options_of(kind, settings.options).get("backbone")
-    return not _is_ours(kind) or (isinstance(backbone, Backbone) and backbone.own)
-
-
-def _is_ours(kind: type[Learner]) -> bool:
-    return kind.__module__.startswith("fewshot.")
+    return not is_ours(kind) or (isinstance(backbone, Backbone) and backbone.own)
 
 
 def planned_tests(job: Job, split: Split, train_key: str) -> Iterator[PlannedTest]:

@@ -128,6 +128,11 @@ def telling_options(learner: type[Learner], options: Mapping[str, Any] | None = 
     }
 
 
+def is_ours(learner: type[Learner]) -> bool:
+    """Whether a learner is of this package, not of one's own."""
+    return learner.__module__.startswith("fewshot.")
+
+
 def build_learner(
     name: str,
     image_shape: tuple[int, int, int],
@@ -149,7 +154,7 @@ def build_learner(
     try:
         return learner(image_shape, way, **given)
     except (AttributeError, TypeError) as error:
-        if learner.__module__.startswith("fewshot."):
+        if is_ours(learner):
             raise
         raise LearnerError(
             f"{learner.__name__}(image_shape, way) cannot be made ({error}): give it start, observe and "

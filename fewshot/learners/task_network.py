@@ -10,8 +10,8 @@ differentiable twice, `convolve` and `batch_norm_relu`. A loop over episodes wit
 twice as long, for its backward of the backward and its pooling above all. Grouped convolutions were little
 better than the loop, and so were matrix products of unfolded images; `torch.func.vmap` was no faster, and
 the meta-gradient that it takes through batch norm was wrong by 0.4 % (torch 2.15). On a GPU the two
-operations fall back to torch's grouped ones, still all episodes together; a step there is bound by the
-number of its operations. (Seen once on an H100: 31 ms for 32 Omniglot episodes, of which the GPU worked 9.)
+operations fall back to torch's grouped ones, still all episodes together; that is not measured
+yet.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
