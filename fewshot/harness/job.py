@@ -36,6 +36,7 @@ from fewshot.harness.record import (
     Record,
     answers_digest,
     answers_file,
+    kept_answers,
     provenance,
     replace_file,
 )
@@ -106,6 +107,7 @@ def run_job(job: Job, report: Report) -> None:
     for number, test in enumerate(missing):
         report(Update(job.name, "testing", number, len(missing), test.label))
         evaluation = evaluate(learner, test.sampler(job.device), test.episodes)
+        evaluation = replace(evaluation, answers=kept_answers(evaluation.answers))
         record = Record(**facts, **_record_fields(job, test, learner, evaluation))
         done = Update(job.name, "testing", number + 1, len(missing), test.label, record, evaluation.answers)
         report(done)

@@ -51,6 +51,8 @@ for each query, in episode order, -1 for a string that no class of the episode h
 not asked has no row. In a chain, label and answers are link * way + the label within the link, and a
 presentation is one within the link.
 """
+QUICK_EPISODES = 200
+"""As many of the first episodes are answered again by `fewshot verify`, without `--full`."""
 _HELD_SCHEMA = pa.schema(
     [
         pa.field("record", pa.string(), nullable=False),
@@ -470,6 +472,17 @@ def _each_answer(table: pa.Table, column: str) -> tuple[NDArray[Any], NDArray[An
     """Of each answer in a column of lists: its row, that row's label, and what is listed."""
     rows, listed = (np.asarray(of(table[column])) for of in (pc.list_parent_indices, pc.list_flatten))
     return rows, table["label"].to_numpy()[rows], listed
+
+
+def kept_answers(table: pa.Table) -> pa.Table:
+    """Answers (ANSWERS_SCHEMA) as a results folder keeps them: after QUICK_EPISODES, -1 for any wrong answer.
+
+    That suffices for all figures and tests, and for answering all episodes again; which wrong label it was
+    takes most of the room of a file.
+    """
+    rows, labels, answers = _each_answer(table, "answers")
+    late = table["episode"].to_numpy()[rows] >= QUICK_EPISODES
+    return _with_lists(table, "answers", "answers", np.where(late & (answers != labels), -1, answers))
 
 
 def answers_digest(table: pa.Table) -> str:
