@@ -50,7 +50,8 @@ def suite_keys() -> str:
 def _rows() -> Iterator[str]:
     for title, model in TABLES:
         yield f"| **{title}** | | | {_first_sentence(model.__doc__)} |"
-        kinds = model.model_json_schema()["properties"]
+        schema = model.model_json_schema()
+        kinds = schema.get("$defs", {}).get(model.__name__, schema)["properties"]  # where a model holds itself
         for name, field in model.model_fields.items():
             if (model, name) not in UNLISTED:
                 default = "required" if field.is_required() else _as_toml(field.default)

@@ -19,6 +19,7 @@ from fewshot.episodes.batch import EpisodeBatch, KShotBatch, StreamBatch, Suppor
 from fewshot.errors import LearnerError
 from fewshot.learners.backbones import CONV, Backbone, BatchNormMode
 from fewshot.learners.base import Learner, State, name_in_turn, observe_in_turn
+from fewshot.learners.views import Views, mean_over_views
 from fewshot.memory.attribution import Watch
 
 PIXELS_AT_ONCE = 2**17
@@ -105,6 +106,7 @@ class BackboneOptions(TypedDict, total=False):
 
     widths: tuple[int, ...]
     backbone: Backbone
+    views: Views
 
 
 class BackboneLearner(EmbeddingLearner):
@@ -115,7 +117,7 @@ class BackboneLearner(EmbeddingLearner):
     """
 
     batch_norm: BatchNormMode = "frozen"
-    added_options: ClassVar[frozenset[str]] = frozenset({"backbone"})
+    added_options: ClassVar[frozenset[str]] = frozenset({"backbone", "views"})
 
     def __init__(
         self,
@@ -124,17 +126,22 @@ class BackboneLearner(EmbeddingLearner):
         *,
         widths: tuple[int, ...] = (64, 64, 64, 64),
         backbone: Backbone = CONV,
+        views: Views = 1,
         halvings: int | None = None,
     ) -> None:
-        """widths, halvings: of convolution blocks, see `ConvBackbone`; nothing to other backbones."""
+        """widths, halvings: of convolution blocks, see `ConvBackbone`; nothing to other backbones.
+
+        views: of so many moved copies of an image the features are averaged when answering, see
+        `fewshot.learners.views`; training takes the image alone.
+        """
         super().__init__(image_shape, way)
+        self.views = views
         self.backbone = backbone.build(image_shape, widths, halvings=halvings)
         self.backbone_name = self.backbone.name
         self.feature_size = self.backbone.output_size
 
     def embed(self, images: Tensor) -> Tensor:
-        features: Tensor = self.backbone(images)
-        return features
+        return mean_over_views(self.backbone, images, 1 if self.training else self.views)
 
 
 def embed_in_parts(learner: EmbeddingLearner, images: Tensor) -> Tensor:

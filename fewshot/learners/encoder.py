@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from fewshot.errors import LearnerError
 from fewshot.learners.backbones import CONV, Backbone, Downsample, feature_size, image_encoder
 from fewshot.learners.embedding import EmbeddingLearner
+from fewshot.learners.views import Views, mean_over_views
 
 
 class EncoderOptions(TypedDict, total=False):
@@ -22,6 +23,7 @@ class EncoderOptions(TypedDict, total=False):
     embedding_size: int
     metric_weight: float
     backbone: Backbone
+    views: Views
 
 
 class EncoderLearner(EmbeddingLearner):
@@ -31,12 +33,14 @@ class EncoderLearner(EmbeddingLearner):
     widths, downsample, batch_norm, embedding_size, backbone: of the encoder, see `image_encoder`.
     metric_weight: how much `across_episodes_loss` of the features weighs beside the answers' loss in training
         on streams.
+    views: of so many moved copies of an image the features are averaged when answering, see
+        `fewshot.learners.views`.
     feature_size: how many features `embed` gives.
     """
 
     encoder: nn.Module
     metric_weight: float
-    added_options: ClassVar[frozenset[str]] = frozenset({"backbone"})
+    added_options: ClassVar[frozenset[str]] = frozenset({"backbone", "views"})
 
     def __init__(
         self,
@@ -49,9 +53,11 @@ class EncoderLearner(EmbeddingLearner):
         embedding_size: int = 64,
         metric_weight: float = 0.0,
         backbone: Backbone = CONV,
+        views: Views = 1,
     ) -> None:
         """The encoder is made by `build_encoder`, after whatever comes before it in what a seed gives."""
         super().__init__(image_shape, way)
+        self.views = views
         self.feature_size = feature_size(image_shape, widths, embedding_size, backbone)
         self.metric_weight = metric_weight
         self._make_encoder = partial(
@@ -81,5 +87,4 @@ class EncoderLearner(EmbeddingLearner):
             )
 
     def embed(self, images: Tensor) -> Tensor:
-        features: Tensor = self.encoder(images)
-        return features
+        return mean_over_views(self.encoder, images, 1 if self.training else self.views)

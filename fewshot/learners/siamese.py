@@ -47,7 +47,7 @@ class Siamese(BackboneLearner, Nearest):
         self.register_buffer("new_score", torch.tensor(0.0))
 
     def embed(self, images: Tensor) -> Tensor:
-        return torch.sigmoid(self.linear(self.backbone(images)))
+        return torch.sigmoid(self.linear(super().embed(images)))
 
     def similarity(self, features: Tensor, stored: Tensor) -> Tensor:
         differences = (features.unsqueeze(2) - stored.unsqueeze(1)).abs()

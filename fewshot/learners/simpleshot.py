@@ -56,7 +56,7 @@ class SimpleShot(BackboneLearner, CentroidLearner):
         self.register_buffer("new_score", torch.tensor(-1.0))
 
     def embed(self, images: Tensor) -> Tensor:
-        return F.normalize(self.backbone(images) - self.mean_feature, dim=-1)
+        return F.normalize(super().embed(images) - self.mean_feature, dim=-1)
 
     def similarity(self, features: Tensor, means: Tensor) -> Tensor:
         return -squared_distances(features, means)

@@ -15,6 +15,7 @@ from fewshot.harness.record import (
     ANSWERS_SCHEMA,
     DRAWS_FILE,
     DRAWS_SCHEMA,
+    QUICK_EPISODES,
     RECORDS_FILE,
     Record,
     add_answers,
@@ -24,6 +25,7 @@ from fewshot.harness.record import (
     answers_file,
     append_record,
     check_writable,
+    kept_answers,
     provenance,
     read_answers,
     read_draws,
@@ -275,7 +277,7 @@ def test_a_read_only_folder_is_refused(tmp_path, monkeypatch):
         check_writable(tmp_path)
 
 
-def kept_answers(folder, key, table, digest="e" * 64):
+def with_answers(folder, key, table, digest="e" * 64):
     file = answers_file(digest)
     add_answers(folder, file, key, table)
     record = make_record(key=key, answers=file, answers_sha256=answers_digest(table))
@@ -284,19 +286,37 @@ def kept_answers(folder, key, table, digest="e" * 64):
 
 
 def test_answers_come_back_as_they_were_written(tmp_path):
-    first = kept_answers(tmp_path, "a", answers_table())
-    second = kept_answers(tmp_path, "b", answers_table(way=3))
+    first = with_answers(tmp_path, "a", answers_table())
+    second = with_answers(tmp_path, "b", answers_table(way=3))
     assert [path.name for path in (tmp_path / "answers").iterdir()] == ["eeeeeeeeeeeeeeee.parquet"]
     assert read_answers(tmp_path, first).equals(answers_table())
     assert read_answers(tmp_path, second).equals(answers_table(way=3))
-    again = kept_answers(tmp_path, "a", answers_table(episodes=1))
+    again = with_answers(tmp_path, "a", answers_table(episodes=1))
     assert read_answers(tmp_path, again).equals(answers_table(episodes=1))
     assert read_answers(tmp_path, second).equals(answers_table(way=3))
 
 
+def test_answers_after_the_first_episodes_are_kept_as_right_or_wrong():
+    episodes = [QUICK_EPISODES - 1, QUICK_EPISODES, QUICK_EPISODES + 1]
+    columns = {
+        "episode": episodes,
+        "class_id": [7, 8, 9],
+        "label": [0, 2, 1],
+        "presentation": [1, 1, 1],
+        "correct": [1, 1, 0],
+        "count": [3, 3, 1],
+        "answers": [[0, 3, -1], [2, 0, -1], [3]],
+    }
+    table = pa.table(columns).cast(ANSWERS_SCHEMA)
+    kept = kept_answers(table)
+    assert kept["answers"].to_pylist() == [[0, 3, -1], [2, -1, -1], [-1]]
+    assert kept.drop_columns("answers").equals(table.drop_columns("answers"))
+    assert kept_answers(kept).equals(kept)
+
+
 def test_a_file_of_answers_says_whose_each_row_is(tmp_path):
-    record = kept_answers(tmp_path, "a", answers_table())
-    kept_answers(tmp_path, "b", answers_table(way=3))
+    record = with_answers(tmp_path, "a", answers_table())
+    with_answers(tmp_path, "b", answers_table(way=3))
     columns = pq.read_table(tmp_path / record.answers).to_pydict()
     assert list(columns) == ["record", "episode", "class_id", "label", "presentation", "labels", "wrong_by"]
     assert columns["record"] == ["a"] * 6 + ["b"] * 9
@@ -315,7 +335,7 @@ def test_a_file_says_by_how_many_labels_an_answer_is_wrong_and_has_what_is_asked
         "answers": [[0], [-1, 3], [1], [-1]],
     }
     table = pa.table(columns).cast(ANSWERS_SCHEMA)
-    record = kept_answers(tmp_path, "a", table)
+    record = with_answers(tmp_path, "a", table)
     stored = pq.read_table(tmp_path / record.answers)
     assert stored["labels"].to_pylist() == [4] * 4
     assert [stored[name].to_pylist() for name in ("presentation", "episode", "label", "wrong_by")] == [
@@ -335,13 +355,13 @@ def test_answers_of_an_earlier_version_are_read_and_kept(tmp_path):
     earlier = table.drop_columns(["correct", "count"]).add_column(0, "record", pa.array(["a"] * len(table)))
     pq.write_table(earlier, path)
     assert read_answers(tmp_path, record).equals(table)
-    other = kept_answers(tmp_path, "b", answers_table(way=3))
+    other = with_answers(tmp_path, "b", answers_table(way=3))
     assert read_answers(tmp_path, record).equals(table)
     assert read_answers(tmp_path, other).equals(answers_table(way=3))
 
 
 def test_answers_of_removed_records_go_and_others_stay(tmp_path):
-    first, second = (kept_answers(tmp_path, key, answers_table()) for key in "ab")
+    first, second = (with_answers(tmp_path, key, answers_table()) for key in "ab")
     remove_records(tmp_path, [first])
     with pytest.raises(RecordError, match=r"no answers of record a in .*; restore the file"):
         read_answers(tmp_path, first)
@@ -378,7 +398,7 @@ def test_missing_and_damaged_answers_are_refused_in_one_line(tmp_path):
         read_answers(tmp_path, make_record())
     with pytest.raises(RecordError, match=r"no answers in .*; restore the file"):
         read_answers(tmp_path, make_record(answers="answers/a.parquet"))
-    record = kept_answers(tmp_path, "a", answers_table())
+    record = with_answers(tmp_path, "a", answers_table())
     path = tmp_path / record.answers
     whole = path.read_bytes()
     for damaged in (whole[: len(whole) // 2], b"<html>", whole[:4] + b"\xff" * 100 + whole[104:]):
@@ -397,11 +417,11 @@ def test_missing_and_damaged_answers_are_refused_in_one_line(tmp_path):
 @pytest.mark.parametrize(("accuracy", "kilobytes"), [(0.98, 10), (0.4, 24)])
 def test_answers_of_a_thousand_streams_are_small_and_smaller_beside_others(tmp_path, accuracy, kilobytes):
     table = answers_of_streams(accuracy)
-    record = kept_answers(tmp_path, "a", table)
+    record = with_answers(tmp_path, "a", table)
     alone = (tmp_path / record.answers).stat().st_size
     assert alone < 1000 * kilobytes
     for key in "bcd":
-        kept_answers(tmp_path, key, answers_of_streams(accuracy, seed=ord(key)))
+        with_answers(tmp_path, key, answers_of_streams(accuracy, seed=ord(key)))
     assert (tmp_path / record.answers).stat().st_size < 4 * (alone - 5000)
 
 
