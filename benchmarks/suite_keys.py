@@ -51,7 +51,8 @@ def _rows() -> Iterator[str]:
     for title, model in TABLES:
         yield f"| **{title}** | | | {_first_sentence(model.__doc__)} |"
         schema = model.model_json_schema()
-        kinds = schema.get("$defs", {}).get(model.__name__, schema)["properties"]  # where a model holds itself
+        # A model that holds itself is among its own definitions.
+        kinds = schema.get("$defs", {}).get(model.__name__, schema)["properties"]
         for name, field in model.model_fields.items():
             if (model, name) not in UNLISTED:
                 default = "required" if field.is_required() else _as_toml(field.default)
