@@ -56,7 +56,7 @@ from fewshot.harness.trials import read_trials, try_candidates
 from fewshot.learners.base import Learner
 from fewshot.learners.registry import learner_class, options_of, telling_options
 
-CURVE_ROWS = 100
+CURVE_ROWS = 50
 OWN_CODE_NOTE = "code of one's own is not watched: after a change, --fresh trains and measures again"
 
 
