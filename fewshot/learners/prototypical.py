@@ -4,6 +4,11 @@ A class is the mean of its images' features (equation 1); an image belongs to th
 nearest by squared Euclidean distance (equation 2). Nothing is learned inside an episode but the means.
 With distance = "cosine" an image is compared by cosine, as in the paper's section 3.2; the paper multiplies
 it by nothing, here it is multiplied by a constant, or no answer could be certain.
+
+With refinements, queries asked together move the means before they are answered (soft k-means: Ren et al.
+2018, "Meta-Learning for Semi-Supervised Few-Shot Classification", equation 3, there with unlabelled images
+apart from the queries): each counts for a class by the probability it is given. That is transductive. A query
+asked alone, as in a stream, has no others to learn from, and moves nothing.
 """
 
 from typing import ClassVar, Literal, Unpack
@@ -12,18 +17,21 @@ import torch
 from torch import Tensor
 
 from fewshot.errors import LearnerError
-from fewshot.learners.centroids import CentroidLearner
+from fewshot.learners.centroids import CentroidLearner, Centroids
 from fewshot.learners.embedding import BackboneLearner, BackboneOptions
 from fewshot.learners.metric import NEW_COSINE, cosines, squared_distances
+from fewshot.learners.options import check_at_least
 
 COSINE_SHARPNESS = 10.0
 """By which cosines are multiplied."""
 
 
 class Prototypical(BackboneLearner, CentroidLearner):
-    """Nearest class mean in a learned feature space; inductive, batch norm frozen, any way and shot."""
+    """Nearest class mean in a learned feature space; inductive unless it refines, batch norm frozen, any
+    way and shot.
+    """
 
-    added_options: ClassVar[frozenset[str]] = frozenset({"distance"})
+    added_options: ClassVar[frozenset[str]] = frozenset({"distance", "refinements"})
 
     def __init__(
         self,
@@ -31,9 +39,14 @@ class Prototypical(BackboneLearner, CentroidLearner):
         way: int,
         *,
         distance: Literal["squared_euclidean", "cosine"] = "squared_euclidean",
+        refinements: int = 0,
         **shared: Unpack[BackboneOptions],
     ) -> None:
-        """LearnerError for a backbone without a weight to train, a frozen one above all."""
+        """refinements: how often the queries move the means.
+
+        LearnerError for a backbone without a weight to train, a frozen one above all.
+        """
+        check_at_least(0, refinements=refinements)
         super().__init__(image_shape, way, **shared)
         if not any(weight.requires_grad for weight in self.parameters()):
             raise LearnerError(
@@ -41,9 +54,18 @@ class Prototypical(BackboneLearner, CentroidLearner):
                 "nearest_feature"
             )
         self.distance = distance
+        self.refinements = refinements
+        self.transductive = refinements > 0
         # Of the order of the scores of a fresh network, so that streams can be trained on uncalibrated.
         new_score = -float(self.feature_size) if distance != "cosine" else NEW_COSINE * COSINE_SHARPNESS
         self.register_buffer("new_score", torch.tensor(new_score))
+
+    def scores(self, state: Centroids, features: Tensor) -> Tensor:
+        moved = state
+        for _ in range(self.refinements if features.shape[1] > 1 else 0):
+            shares = super().scores(moved, features).softmax(-1).nan_to_num(0.0)  # of no class seen yet
+            moved = Centroids(state.sums + shares.mT @ features, state.counts + shares.sum(1))
+        return super().scores(moved, features)
 
     def similarity(self, features: Tensor, means: Tensor) -> Tensor:
         if self.distance == "cosine":

@@ -2,15 +2,18 @@
 
 from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from fewshot.episodes.batch import KShotBatch, StreamBatch, Support
 from fewshot.episodes.source import presentation
+from fewshot.errors import LearnerError
+from fewshot.learners.check import check_learner
 from fewshot.learners.metric import best_new_score, counts_before, squared_distances
 from fewshot.learners.prototypical import COSINE_SHARPNESS, Prototypical
-from fewshot.learners.registry import telling_options
+from fewshot.learners.registry import build_learner, telling_options
 
 WAY = 4
 IMAGE_SHAPE = (1, 10, 10)
@@ -19,6 +22,11 @@ IMAGE_SHAPE = (1, 10, 10)
 def build(distance: Literal["squared_euclidean", "cosine"] = "squared_euclidean") -> Prototypical:
     torch.manual_seed(0)
     return Prototypical(IMAGE_SHAPE, WAY, widths=(4, 6), distance=distance).double()
+
+
+def refined(refinements: int) -> Prototypical:
+    torch.manual_seed(0)
+    return Prototypical(IMAGE_SHAPE, WAY, widths=(4, 6), refinements=refinements).double().eval()
 
 
 def kshot(batch: int = 3, shot: int = 2, query: int = 2) -> KShotBatch:
@@ -158,3 +166,48 @@ def test_calibration_without_a_doubtful_image_is_harmless() -> None:
         )
     )
     assert learner.new_score.isfinite()
+
+
+@pytest.mark.parametrize("refinements", [1, 3])
+def test_queries_move_the_means_by_the_shares_they_are_given(refinements: int) -> None:
+    """Ren et al. 2018, equation 3, query by query."""
+    learner, batch = refined(refinements), kshot()
+    with torch.no_grad():
+        answers = learner.answer(batch).numpy()
+        shown = learner.backbone(batch.support.images).numpy()
+        asked = learner.backbone(batch.query_images).numpy()
+    for episode, labels in enumerate(batch.support.labels.numpy()):
+        means = np.stack([shown[episode][labels == label].mean(0) for label in range(WAY)])
+        for _ in range(refinements):
+            sums = np.stack([shown[episode][labels == label].sum(0) for label in range(WAY)])
+            counts = np.array([float((labels == label).sum()) for label in range(WAY)])
+            for feature in asked[episode]:
+                score = -((feature - means) ** 2).sum(1)
+                share = np.exp(score - score.max())
+                share /= share.sum()
+                for label in range(WAY):
+                    sums[label] += share[label] * feature
+                    counts[label] += share[label]
+            means = sums / counts[:, None]
+        for query, feature in enumerate(asked[episode]):
+            np.testing.assert_allclose(answers[episode, query], -((feature - means) ** 2).sum(1), rtol=1e-6)
+
+
+def test_a_query_asked_alone_moves_nothing_and_a_stream_is_answered_as_without() -> None:
+    plain, moved, batch, images = refined(0), refined(2), kshot(query=3), stream(2, 12)
+    assert moved.transductive
+    assert not plain.transductive
+    with torch.no_grad():
+        state = plain.adapt(batch.support)
+        alone, together = batch.query_images[:, :1], batch.query_images
+        assert torch.equal(plain.predict(state, alone), moved.predict(state, alone))
+        assert not torch.allclose(plain.predict(state, together), moved.predict(state, together))
+        assert torch.equal(plain.stream(images), moved.stream(images))
+        before_any = moved.predict(moved.start(2, WAY), together[:2])
+    assert not before_any.isnan().any()
+
+
+def test_refining_prototypes_keep_their_promises() -> None:
+    check_learner(build_learner("prototypical", (1, 28, 28), 5, {"refinements": 2}))
+    with pytest.raises(LearnerError, match="refinements must be at least 0; got -1"):
+        build_learner("prototypical", (1, 28, 28), 5, {"refinements": -1})
