@@ -53,6 +53,8 @@ presentation is one within the link.
 """
 QUICK_EPISODES = 200
 """As many of the first episodes are answered again by `fewshot verify`, without `--full`."""
+MOST_LABELS = 20_000
+"""As many answers of a record are kept as labels at most, a hundred of each of these episodes."""
 _HELD_SCHEMA = pa.schema(
     [
         pa.field("record", pa.string(), nullable=False),
@@ -475,13 +477,13 @@ def _each_answer(table: pa.Table, column: str) -> tuple[NDArray[Any], NDArray[An
 
 
 def kept_answers(table: pa.Table) -> pa.Table:
-    """Answers (ANSWERS_SCHEMA) as a results folder keeps them: after QUICK_EPISODES, -1 for any wrong answer.
+    """Answers (ANSWERS_SCHEMA) as a results folder keeps them: those of the first episodes as labels.
 
-    That suffices for all figures and tests, and for answering all episodes again; which wrong label it was
-    takes most of the room of a file.
+    After QUICK_EPISODES, or MOST_LABELS answers, -1 stands for any wrong one. That suffices for all figures
+    and tests, and for answering all episodes again; which wrong label it was takes most of a file's room.
     """
     rows, labels, answers = _each_answer(table, "answers")
-    late = table["episode"].to_numpy()[rows] >= QUICK_EPISODES
+    late = (table["episode"].to_numpy()[rows] >= QUICK_EPISODES) | (np.arange(len(rows)) >= MOST_LABELS)
     return _with_lists(table, "answers", "answers", np.where(late & (answers != labels), -1, answers))
 
 

@@ -1,7 +1,7 @@
 """Verify recorded figures: load the stored weights, answer the recorded episodes again, compare.
 
 What is compared (design decision 7): digests of data, episodes and files agree; at least 99.8 % of the
-answers are those recorded (another machine may round differently), where after the first 200 episodes it is
+answers are those recorded (another machine may round differently), where after the first of them it is
 recorded whether they are right; accuracy differs by at most 0.1 point; and what the record says (accuracies,
 intervals, training, classes drawn) is what its answers, its checkpoint and its log of draws say.
 """

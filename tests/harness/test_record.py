@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 import fewshot
+import fewshot.harness.record
 from fewshot.errors import RecordError
 from fewshot.harness.record import (
     ANSWERS_SCHEMA,
@@ -312,6 +313,14 @@ def test_answers_after_the_first_episodes_are_kept_as_right_or_wrong():
     assert kept["answers"].to_pylist() == [[0, 3, -1], [2, -1, -1], [-1]]
     assert kept.drop_columns("answers").equals(table.drop_columns("answers"))
     assert kept_answers(kept).equals(kept)
+
+
+def test_no_more_than_so_many_answers_are_kept_as_labels(monkeypatch):
+    monkeypatch.setattr(fewshot.harness.record, "MOST_LABELS", 7)
+    lists = pa.array([[1, 2]] * 6, ANSWERS_SCHEMA.field("answers").type)
+    table = answers_table(episodes=2, way=3).set_column(6, ANSWERS_SCHEMA.field("answers"), lists)
+    kept = kept_answers(table)["answers"].to_pylist()  # of labels 0, 1, 2, 0, 1, 2
+    assert kept == [[1, 2], [1, 2], [1, 2], [1, -1], [1, -1], [-1, 2]]
 
 
 def test_a_file_of_answers_says_whose_each_row_is(tmp_path):
