@@ -5,12 +5,10 @@ measured from the stored file, so what is printed is what anyone can load (desig
 (biases, batch-norm statistics, calibrated scores) stay float32: they cost nothing and their range may not
 fit. A file holds its facts as metadata and one tensor, the bytes of a safetensors file of all tensors,
 compressed by Brotli: a twentieth less than with each matrix compressed by itself, for the names and places of
-seventy tensors are longer than their vectors. Files of earlier versions hold the tensors one by one, as
-float16 or as whole numbers, compressed or not, and are read as well. (Measured on `mann`, `mann_paper` and
-`prototypical`, 300 streams of validation classes: the file is 0.6 bytes a weight, and accuracy moves by at
-most 0.4 points at presentations 2, 3, 5 and 10; with steps of 0.3 in place of 0.15 standard deviations,
-`mann_paper` loses three. Recorded learners that were stored again, and calibrated again, moved by up to 0.8
-points over 1,000 test episodes, 1.0 over 300 and 1.4 over 100 of a hundred classes, LSTMs by up to 1.3.)
+seventy tensors are longer than their vectors. Where a training asks for it, matrices are float16. Files of
+earlier versions hold the tensors one by one, as float16 or as whole numbers, compressed or not, and are read
+as well. (A file in whole steps is 0.6 bytes a weight. Recorded learners that were stored again so, and
+calibrated again, moved by up to 0.8 points over 1,000 test episodes, LSTMs by up to 1.3.)
 """
 
 import hashlib
@@ -45,12 +43,15 @@ _LENGTH = "unpacked_bytes"
 _METADATA = ("learner", "version", "options", "image_shape", "way", "tensors_sha256", "metadata_sha256")
 
 
-def save_learner(learner: Learner, path: Path, name: str, options: dict[str, Any], **facts: str) -> str:
+def save_learner(
+    learner: Learner, path: Path, name: str, options: dict[str, Any], *, float16: bool = False, **facts: str
+) -> str:
     """Write the checkpoint (to a temporary name, then renamed) and return its SHA-256 in hexadecimal.
 
-    name and options are what `build_learner` needs to make the learner again; facts are kept with them. What
-    only training needs is left out. Weights that were read from the checkpoint that is there stay as they are
-    in it: rounded twice, they would be others.
+    name and options are what `build_learner` needs to make the learner again; facts are kept with them.
+    float16: whether matrices are kept as such, three times as large, in place of whole steps. What only
+    training needs is left out. Weights that were read from the checkpoint that is there stay as they are in
+    it: rounded twice, they would be others.
     """
     tensors: dict[str, Tensor] = {}
     earlier = _earlier(path)
@@ -58,7 +59,7 @@ def save_learner(learner: Learner, path: Path, name: str, options: dict[str, Any
         if _only_for_training(learner, key):
             continue
         value = value.detach().cpu().contiguous()
-        tensors |= _unchanged(key, value, earlier) or _stored(key, value)
+        tensors |= _unchanged(key, value, earlier) or _stored(key, value, float16)
     whole = save(tensors)
     packed = {PACKED: torch.frombuffer(bytearray(_CODEC.compress(whole)), dtype=torch.uint8)}
     metadata = facts | {
@@ -152,10 +153,12 @@ def _unpacked(packed: Tensor, metadata: Mapping[str, str]) -> dict[str, Tensor]:
     return load(_CODEC.decompress(packed.numpy().tobytes(), int(metadata[_LENGTH]), asbytes=True))
 
 
-def _stored(key: str, value: Tensor) -> dict[str, Tensor]:
-    """Matrices rounded to whole steps of their rows, from -127 to 127; all else as it is."""
+def _stored(key: str, value: Tensor, float16: bool) -> dict[str, Tensor]:
+    """Matrices rounded to float16, or to whole steps of their rows, from -127 to 127; all else as it is."""
     if not value.is_floating_point() or value.dim() < 2 or not value.numel():
         return {key: value}
+    if float16:
+        return {key: value.half()}
     rows = value.float().flatten(1)
     steps = torch.maximum(
         COARSENESS * rows.square().mean(dim=1).sqrt(), rows.abs().amax(dim=1) / 127

@@ -189,7 +189,7 @@ class TrialSettings(Settings):
 class TrainSettings(Settings):
     """How a learner is trained, and how the weights to keep are chosen (on validation classes only)."""
 
-    added: ClassVar[frozenset[str]] = frozenset({"curriculum", "trials", "watch_training"})
+    added: ClassVar[frozenset[str]] = frozenset({"curriculum", "trials", "watch_training", "float16"})
 
     episodes: ProtocolSettings = KShotSettings(protocol="kshot", way=5, shot=1, query=5)
     """The protocol of the training episodes."""
@@ -221,6 +221,8 @@ class TrainSettings(Settings):
     """How the training episodes grow up to `episodes`; left out, they are such from the first step on."""
     trials: TrialSettings | None = None
     """What is tried first; left out, the settings are what they are."""
+    float16: bool = False
+    """Whether matrices of weights are stored as float16, and not as whole steps in a third of the room."""
 
     @property
     def measure(self) -> dict[str, Any]:

@@ -158,7 +158,13 @@ def make_checkpoint(job: Job, split: Split, train_key: str, report: Report) -> T
     def store(learner: Learner) -> None:
         training = json.dumps(_training_fields(job, split, log))
         save_learner(
-            learner, job.checkpoint, job.learner.id, plain(options), train_key=train_key, training=training
+            learner,
+            job.checkpoint,
+            job.learner.id,
+            plain(options),
+            float16=settings.float16,
+            train_key=train_key,
+            training=training,
         )
 
     store(learner)

@@ -128,6 +128,17 @@ def test_a_file_is_one_compressed_safetensors_file_that_other_tools_read(tmp_pat
             assert (steps.dtype, steps.shape) == (torch.bfloat16, value.shape[:1])
 
 
+def test_matrices_are_float16_where_that_is_asked_for_and_stay_so(tmp_path: Path) -> None:
+    path, learner = tmp_path / "mann.safetensors", fresh("mann")
+    first = save_learner(learner, path, "mann", SMALL["mann"], float16=True)
+    loaded = load_learner(path)
+    for key, value in learner.state_dict().items():
+        expected = value.half().float() if value.dim() >= 2 else value
+        assert torch.equal(loaded.state_dict()[key], expected), key
+    assert save_learner(loaded, path, "mann", SMALL["mann"], float16=True) == first
+    assert save_learner(loaded, path, "mann", SMALL["mann"]) == first, "what is stored there stays as it is"
+
+
 def test_a_checkpoint_has_two_thirds_of_a_byte_a_weight(tmp_path: Path) -> None:
     learner = build_learner("mann", (1, 28, 28), 5)
     save_learner(learner, tmp_path / "mann.safetensors", "mann", {})
