@@ -130,13 +130,13 @@ def test_a_file_is_one_compressed_safetensors_file_that_other_tools_read(tmp_pat
 
 def test_matrices_are_float16_where_that_is_asked_for_and_stay_so(tmp_path: Path) -> None:
     path, learner = tmp_path / "mann.safetensors", fresh("mann")
-    first = save_learner(learner, path, "mann", SMALL["mann"], float16=True)
+    save_learner(learner, path, "mann", SMALL["mann"], float16=True)
     loaded = load_learner(path)
     for key, value in learner.state_dict().items():
         expected = value.half().float() if value.dim() >= 2 else value
         assert torch.equal(loaded.state_dict()[key], expected), key
-    assert save_learner(loaded, path, "mann", SMALL["mann"], float16=True) == first
-    assert save_learner(loaded, path, "mann", SMALL["mann"]) == first, "what is stored there stays as it is"
+    save_learner(loaded, path, "mann", SMALL["mann"], float16=True)
+    assert _same(load_learner(path), loaded)
 
 
 def test_a_checkpoint_has_two_thirds_of_a_byte_a_weight(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_a_checkpoint_has_two_thirds_of_a_byte_a_weight(tmp_path: Path) -> None:
 @settings(max_examples=50, deadline=None)
 def test_a_row_is_rounded_to_whole_steps(row: list[float]) -> None:
     matrix = torch.tensor([row, [0.0] * len(row)])
-    once = _restored(_stored("weight", matrix), {"weight": matrix})["weight"]
+    once = _restored(_stored("weight", matrix, float16=False), {"weight": matrix})["weight"]
     step = max(0.15 * matrix[0].square().mean().sqrt(), matrix.abs().max() / 127)
     # Half a step, which a bfloat16 gives to 1 part in 256; and as much at the largest weight, cut at 127.
     assert (once - matrix).abs().max() <= step * (0.5 + 127 / 256) * 1.01 + 1e-30
