@@ -135,8 +135,9 @@ def test_matrices_are_float16_where_that_is_asked_for_and_stay_so(tmp_path: Path
     for key, value in learner.state_dict().items():
         expected = value.half().float() if value.dim() >= 2 else value
         assert torch.equal(loaded.state_dict()[key], expected), key
-    save_learner(loaded, path, "mann", SMALL["mann"], float16=True)
-    assert _same(load_learner(path), loaded)
+    save_learner(loaded, path, "mann", SMALL["mann"])
+    for key, value in load_learner(path).state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value), f"{key} stays as it is stored there"
 
 
 def test_a_checkpoint_has_two_thirds_of_a_byte_a_weight(tmp_path: Path) -> None:
