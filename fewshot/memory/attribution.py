@@ -82,7 +82,10 @@ def touched_slots(accesses: Sequence[Access]) -> Tensor:
 
 
 def visits(accesses: Sequence[Access], touched: Tensor) -> list[Visit]:
-    """Each step over the touched slots, whether the memory is sparse or not."""
+    """Each step over the touched slots, whether the memory is sparse or not.
+
+    touched: (slot,), their numbers; each `Visit` has (batch, slot) tensors.
+    """
     return [
         Visit(
             _sum_over_heads(access.read_weights, access.read_slots, touched),

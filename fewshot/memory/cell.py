@@ -64,7 +64,10 @@ class WatchedCell(Cell):
 
     @abstractmethod
     def watch(self, state: Any, inputs: Tensor, previous_labels: Tensor) -> tuple[Tensor, Watch]:
-        """The outputs of `forward`, and what the memory did at each step."""
+        """The outputs of `forward`, (batch, step, output_size), and what the memory did at each step.
+
+        inputs: (batch, step, input); previous_labels: (batch, step, label).
+        """
 
 
 class LstmCell(Cell):
@@ -217,7 +220,10 @@ class MemoryCell(WatchedCell):
     def step_by_step(
         self, state: MemoryState, inputs: Tensor, previous_labels: Tensor
     ) -> tuple[Tensor, list[Access], MemoryState]:
-        """`forward` without a kernel, which also gives each step's access."""
+        """`forward` without a kernel, which also gives each step's access.
+
+        inputs: (batch, step, input); previous_labels: (batch, step, label) -> (batch, step, output_size).
+        """
         accesses: list[Access] = []
         outputs, state = self._walk(state, *self._ahead(state, inputs, previous_labels), accesses)
         return outputs, accesses, state

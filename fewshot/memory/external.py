@@ -66,7 +66,10 @@ class ExternalMemory(nn.Module, ABC):
 
     @abstractmethod
     def start(self, batch: int, like: Tensor) -> Any:
-        """An empty memory for `batch` episodes, on the device and of the data type of `like`."""
+        """An empty memory for `batch` episodes, on the device and of the data type of `like`.
+
+        A named tuple of tensors, (batch, ...) each; which ones is the memory's own affair.
+        """
 
     @abstractmethod
     def step(self, state: Any, interface: Tensor) -> Access:

@@ -4,8 +4,9 @@
 `FaissSearch` (the extra `ann`) sorts the rows into about sqrt(rows) lists of similar ones and looks into the
 lists nearest to the key, where each number of a row takes 4 bits; what it finds is put in order by the rows.
 
-Chosen by measurement: 64 keys of a trained network among 1,000,000 rows of 40 numbers that it wrote, in
-milliseconds of one busy core; `sparse_step` of `fewshot bench` times it inside the network's step.
+Chosen by a measurement made once, in November 2026: 64 keys of a trained network among 1,000,000 rows of 40
+numbers that it wrote, in milliseconds of one busy core. `sparse_step` of `fewshot bench` times the last, and
+measures its recall, inside the network's step.
 
 | index                             | milliseconds | recall@4 | bytes a row | seconds to build |
 |-----------------------------------|--------------|----------|-------------|------------------|

@@ -43,7 +43,10 @@ class Store(nn.Module, ABC):
 
     @abstractmethod
     def start(self, batch: int, word_size: int, like: Tensor) -> Rows:
-        """What an episode holds before its first step; slot 0 is in row 0."""
+        """What `batch` episodes hold before their first step; slot 0 is in row 0.
+
+        Of the device and data type of `like`; rows are (batch, row, word).
+        """
 
     @abstractmethod
     def least_used(self, held: Rows, count: int) -> tuple[Rows, Tensor]:
