@@ -178,7 +178,8 @@ class Record(BaseModel):
     """How the weights, and settings that were tried, were chosen on validation classes; None where there was
     no choice."""
     trials: str | None = None
-    """What came of trials of settings: a file, relative to the results folder; None where there were none."""
+    """What came of trials of settings: a file, relative to the results folder that has the checkpoint; None
+    where there were none."""
     trials_sha256: str | None = None
     """SHA-256 of that file."""
 

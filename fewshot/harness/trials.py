@@ -171,7 +171,7 @@ def recorded_trials(folder: Path, record: Record) -> Trials | None:
     assert asked is not None
     if record.trials is None:
         raise RecordError("the record has settings that are to be tried, and names no trials")
-    path = folder / record.trials
+    path = _trials_path(folder, record)
     held = read_trials(path)
     if file_sha256(path) != record.trials_sha256:
         raise RecordError(f"{path} is not the file that was recorded: its SHA-256 differs")
@@ -194,7 +194,14 @@ def recorded_trials(folder: Path, record: Record) -> Trials | None:
 
 def read_trial_draws(folder: Path, record: Record) -> list[tuple[str, str, int]]:
     """The log of the classes that the trials of a record drew; empty where there were none."""
-    return read_draws(folder / record.trials) if record.trials else []
+    return read_draws(_trials_path(folder, record)) if record.trials else []
+
+
+def _trials_path(folder: Path, record: Record) -> Path:
+    """Where what came of a record's trials lies: beside its weights, which may be those of another folder."""
+    assert record.trials is not None
+    home = (folder / record.checkpoint).parents[1] if record.checkpoint else folder
+    return home / record.trials
 
 
 def _trial_jobs(job: Job) -> list[Job]:

@@ -293,6 +293,19 @@ def test_verification_holds_trials_against_records(results: Path) -> None:
     assert sum("it says what was tried; restore it" in text for text in problems) == 6
 
 
+def test_the_trials_of_another_folder_s_weights_are_found_beside_them(
+    tiny_suite: Path, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(results.parent)
+    adopting = parse(tiny_suite, row(weights="tiny/checkpoints/prototypical-0.safetensors", train_seeds=[0]))
+    run_suite(adopting, results.parent / "other", jobs=1)
+    others = read_records(results.parent / "other")
+    assert {record.trials for record in others} == {"trials/prototypical.json"}
+    assert not (results.parent / "other" / "trials").exists()
+    verdicts = list(verify_records(results.parent / "other", jobs=1))
+    assert [verdict.problem for verdict in verdicts] == [None] * len(others) != []
+
+
 def test_an_audit_names_the_trials_and_counts_what_they_drew(results: Path) -> None:
     guard = "settings are the best tried on validation classes"
     (finding,) = (each for each in plan_audit(results)[0]() if each.guard == guard)
