@@ -50,9 +50,7 @@ def suite_keys() -> str:
 def _rows() -> Iterator[str]:
     for title, model in TABLES:
         yield f"| **{title}** | | | {_first_sentence(model.__doc__)} |"
-        schema = model.model_json_schema()
-        # A model that holds itself is among its own definitions.
-        kinds = schema.get("$defs", {}).get(model.__name__, schema)["properties"]
+        kinds = model.model_json_schema()["properties"]
         for name, field in model.model_fields.items():
             if (model, name) not in UNLISTED:
                 default = "required" if field.is_required() else _as_toml(field.default)

@@ -23,10 +23,6 @@ class Augment:
     shear: slant, as the tangent of its angle.
     mirror: whether every other image, by chance, has left and right exchanged first; for photographs, where
         that makes no other class.
-    stretch: change of width against height, as a fraction; the area stays as it is.
-    of_class: what is done, before all this, to all images of a class in an episode alike. It makes another
-        class of it: characters slanted, stretched and mirrored are characters that nobody has drawn yet
-        (task augmentation: Ni et al. 2021, arXiv:2010.07092).
     """
 
     angle_degrees: float = 11.25
@@ -34,11 +30,9 @@ class Augment:
     scale: float = 0.0
     shear: float = 0.0
     mirror: bool = False
-    stretch: float = 0.0
-    of_class: "Augment | None" = None
 
     def __post_init__(self) -> None:
-        limits = (("angle_degrees", 180.0), ("shift", 1.0), ("scale", 0.9), ("shear", 1.0), ("stretch", 0.9))
+        limits = (("angle_degrees", 180.0), ("shift", 1.0), ("scale", 0.9), ("shear", 1.0))
         for name, largest in limits:
             value = getattr(self, name)
             if not 0 <= value <= largest:
@@ -46,8 +40,8 @@ class Augment:
 
     def maps(self, keys: Tensor) -> Tensor:
         """(..., 2, 3) float32 affine maps, drawn from int64 hashes (...), as `warp` takes them."""
-        draws = fold(keys.unsqueeze(-1), torch.arange(7, device=keys.device))
-        angle, across, down, size, slant, side, width = (2 * uniform(draws) - 1).unbind(-1)
+        draws = fold(keys.unsqueeze(-1), torch.arange(6, device=keys.device))
+        angle, across, down, size, slant, side = (2 * uniform(draws) - 1).unbind(-1)
         angle = angle * math.radians(self.angle_degrees)
         size = 1 / (1 + size * self.scale)
         slant = slant * self.shear
@@ -56,16 +50,6 @@ class Augment:
         first = torch.stack((cos, cos * slant - sin, 2 * self.shift * across), dim=-1)
         second = torch.stack((sin, sin * slant + cos, 2 * self.shift * down), dim=-1)
         maps = torch.stack((first, second), dim=-2)
-        if self.stretch:
-            width = (1 + width * self.stretch).sqrt().unsqueeze(-1)
-            maps = maps * torch.stack((1 / width, width), dim=-2)
         if self.mirror:  # where an output pixel is read from, in the image exchanged: the other side
             maps[..., 0, :] *= torch.where(side < 0, -1.0, 1.0).unsqueeze(-1)
         return maps
-
-
-def after(first: Tensor, second: Tensor) -> Tensor:
-    """(..., 2, 3) maps of images changed by the first maps and then by the second ones."""
-    linear = first[..., :2] @ second
-    linear[..., 2] += first[..., 2]
-    return linear

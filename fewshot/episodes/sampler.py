@@ -2,8 +2,8 @@
 
 Nothing is drawn from a generator with state, so an episode is the same whatever the batch size, the device
 or what was drawn before (design decision 1). Four named streams of hashes decide shapes, classes, images and
-order; a fifth draws the strings of labels; two more distort images and classes in training. Everything is
-vectorised over the batch.
+order; a fifth draws the strings of labels, a sixth distorts the images in training. Everything is vectorised
+over the batch.
 """
 
 from numbers import Integral
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fewshot.data.split import ClassPool
-from fewshot.episodes.augment import Augment, after
+from fewshot.episodes.augment import Augment
 from fewshot.episodes.batch import EpisodeBatch
 from fewshot.episodes.codes import draw_codes
 from fewshot.episodes.hashing import draw_distinct, fold, key_of, uniform_below
@@ -56,7 +56,7 @@ class EpisodeSampler(EpisodeSource):
             self.shape_block = protocol.block
         self.episode_seed = episode_seed
         self.augment = augment
-        names = ("shapes", "classes", "images", "order", "strings", "augmentation", "class augmentation")
+        names = ("shapes", "classes", "images", "order", "strings", "augmentation")
         meaning = _meaning(protocol)
         self._keys = {name: key_of(pool.digest, meaning, episode_seed, name) for name in names}
         # On the CPU, where a batch is drawn in one call; the device gets the numbers when they are finished.
@@ -86,11 +86,7 @@ class EpisodeSampler(EpisodeSource):
         if self.augment is None:
             return self.render(indices)
         keys = fold(self._episode_keys("augmentation", start, count), torch.arange(indices.labels.shape[1]))
-        maps = self.augment.maps(keys)
-        if self.augment.of_class:
-            keys = fold(self._episode_keys("class augmentation", start, count), indices.labels.cpu())
-            maps = after(self.augment.of_class.maps(keys), maps)
-        return self.render(indices, maps.to(self.device, non_blocking=True))
+        return self.render(indices, self.augment.maps(keys).to(self.device, non_blocking=True))
 
     def indices(self, start: int, count: int) -> EpisodeIndices:
         check_range(start, count)

@@ -144,7 +144,7 @@ Test = Annotated[KShotTest | StreamTest, Field(discriminator="protocol")]
 class AugmentSettings(Settings):
     """`fewshot.Augment` in a file: random affine change of each training image."""
 
-    added: ClassVar[frozenset[str]] = frozenset({"mirror", "stretch", "of_class"})
+    added: ClassVar[frozenset[str]] = frozenset({"mirror"})
 
     angle_degrees: float = Field(11.25, ge=0, le=180)
     """Largest rotation."""
@@ -156,14 +156,9 @@ class AugmentSettings(Settings):
     """Largest slant, as the tangent of its angle."""
     mirror: bool = False
     """Whether every other image, by chance, has left and right exchanged."""
-    stretch: float = Field(0.0, ge=0, le=0.9)
-    """Largest change of width against height, as a fraction."""
-    of_class: "AugmentSettings | None" = None
-    """What is done to all images of a class in an episode alike, which makes another class of it."""
 
     def build(self) -> Augment:
-        of_class = self.of_class.build() if self.of_class else None
-        return Augment(**self.model_dump(exclude={"of_class"}), of_class=of_class)
+        return Augment(**self.model_dump())
 
 
 class CurriculumSettings(Settings):
