@@ -16,9 +16,10 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    PositiveFloat,
-    PositiveInt,
     SerializerFunctionWrapHandler,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
     ValidationError,
     model_serializer,
     model_validator,
@@ -26,10 +27,13 @@ from pydantic import (
 
 from fewshot.episodes.augment import Augment
 from fewshot.episodes.labels import Labels
-from fewshot.episodes.protocol import Counts, KShot, Range, Stream
+from fewshot.episodes.protocol import Counts, KShot, Stream
 from fewshot.errors import FewshotError, RecordError, unknown
 
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Count = Annotated[StrictInt, Field(gt=0)]
+Bounds = StrictInt | tuple[StrictInt, StrictInt]
+Amount = Annotated[StrictFloat, Field(gt=0)]
+Seed = Annotated[StrictInt, Field(ge=0, lt=2**63)]
 
 TRIAL_SEED = 1_000_081
 """Seed of the weights and the episodes of all trials, and of no training."""
@@ -77,13 +81,13 @@ class KShotSettings(Settings):
     may be [least, largest]."""
 
     protocol: Literal["kshot"]
-    way: Range = 5
+    way: Bounds = 5
     """Classes of an episode."""
-    shot: Range = 1
+    shot: Bounds = 1
     """Support images of each class."""
-    query: PositiveInt = 15
+    query: Count = 15
     """Images of each class to name."""
-    within_group: bool = False
+    within_group: StrictBool = False
     """Whether all classes of an episode are of one group (alphabet)."""
 
     def build(self) -> KShot:
@@ -96,17 +100,17 @@ class StreamSettings(Settings):
     added: ClassVar[frozenset[str]] = frozenset({"labels", "chain"})
 
     protocol: Literal["stream"]
-    way: PositiveInt = 5
+    way: Count = 5
     """Classes of an episode."""
-    length: PositiveInt = 50
+    length: Count = 50
     """Images of an episode, of all its classes."""
     counts: Counts = "exact"
     """exact gives each class as many images, which can be counted; random draws the class of each step."""
-    within_group: bool = False
+    within_group: StrictBool = False
     """Whether all classes of an episode are of one group (alphabet)."""
     labels: Labels = "one_hot"
     """Whether classes go by numbers or by strings of five letters."""
-    chain: PositiveInt = 1
+    chain: Count = 1
     """How many sequences follow one another, without wiping, as one episode."""
 
     def build(self) -> Stream:
@@ -119,19 +123,19 @@ ProtocolSettings = Annotated[KShotSettings | StreamSettings, Field(discriminator
 class Measured(Settings):
     """On which episodes figures are measured; each has one way and one shot."""
 
-    episodes: PositiveInt = 1000
+    episodes: Count = 1000
     """How many; always the first ones of the episode seed."""
     episode_seed: Seed = 0
     """Of the drawn classes, images and order."""
-    rotated: tuple[bool, ...] = Field((False,), min_length=1)
+    rotated: tuple[StrictBool, ...] = Field((False,), min_length=1)
     """Whether turned test classes count as classes of their own; one record each."""
 
 
 class KShotTest(KShotSettings, Measured):
     """A K-shot test: its protocol and on which episodes. A figure has one way and one shot."""
 
-    way: PositiveInt = 5
-    shot: PositiveInt = 1
+    way: Count = 5
+    shot: Count = 1
 
 
 class StreamTest(StreamSettings, Measured):
@@ -146,15 +150,15 @@ class AugmentSettings(Settings):
 
     added: ClassVar[frozenset[str]] = frozenset({"mirror"})
 
-    angle_degrees: float = Field(11.25, ge=0, le=180)
+    angle_degrees: StrictFloat = Field(11.25, ge=0, le=180)
     """Largest rotation."""
-    shift: float = Field(0.1, ge=0, le=1)
+    shift: StrictFloat = Field(0.1, ge=0, le=1)
     """Largest translation, down and across, as a fraction of the side."""
-    scale: float = Field(0.0, ge=0, le=0.9)
+    scale: StrictFloat = Field(0.0, ge=0, le=0.9)
     """Largest change of size, as a fraction."""
-    shear: float = Field(0.0, ge=0, le=1)
+    shear: StrictFloat = Field(0.0, ge=0, le=1)
     """Largest slant, as the tangent of its angle."""
-    mirror: bool = False
+    mirror: StrictBool = False
     """Whether every other image, by chance, has left and right exchanged."""
 
     def build(self) -> Augment:
@@ -165,9 +169,9 @@ class CurriculumSettings(Settings):
     """Streams that grow while a learner is trained (Santoro et al. 2016): as many images of each class, and
     one class more every so many steps, until the way of `episodes` is reached."""
 
-    first_way: int = Field(5, ge=2)
+    first_way: StrictInt = Field(5, ge=2)
     """Classes of the first episodes."""
-    every: PositiveInt = 500
+    every: Count = 500
     """Steps until there is one more."""
 
 
@@ -175,7 +179,7 @@ class TrialSettings(Settings):
     """What is tried before a learner is trained; it then trains with the candidate that was the best on
     validation classes (`fewshot.harness.trials`)."""
 
-    steps: PositiveInt
+    steps: Count
     """Optimiser updates of each trial."""
     candidates: tuple[dict[str, Any], ...] = Field(min_length=2)
     """What each changes: training settings by name, and under "options" options of the learner."""
@@ -188,35 +192,35 @@ class TrainSettings(Settings):
 
     episodes: ProtocolSettings = KShotSettings(protocol="kshot", way=5, shot=1, query=5)
     """The protocol of the training episodes."""
-    batch: PositiveInt = 16
+    batch: Count = 16
     """Episodes per step."""
-    steps: PositiveInt = 2000
+    steps: Count = 2000
     """Optimiser updates."""
     optimizer: Literal["adam", "rmsprop"] = "adam"
     """rmsprop has a momentum of 0.9 (Santoro et al. 2016, as far as their settings are known)."""
-    learning_rate: PositiveFloat = 1e-3
+    learning_rate: Amount = 1e-3
     """Of the first step; of all, where the schedule is constant."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """cosine falls from learning_rate to a hundredth of it over the steps."""
-    clip_norm: PositiveFloat = 10.0
+    clip_norm: Amount = 10.0
     """Largest norm of the whole gradient."""
-    rotations: bool = True
+    rotations: StrictBool = True
     """Whether training classes turned by 90, 180 and 270 degrees are classes of their own."""
     augment: AugmentSettings | None = None
     """How training images are distorted; left out, they are not."""
-    validate_every: PositiveInt = 250
+    validate_every: Count = 250
     """Steps between looks at the validation classes; the best look's weights are kept."""
-    validate_episodes: PositiveInt = 200
+    validate_episodes: Count = 200
     """Episodes of each look."""
     validate_on: ProtocolSettings | None = None
     """The protocol of validation episodes; left out, that of training."""
-    watch_training: bool = False
+    watch_training: StrictBool = False
     """Whether each look is at as many episodes of training classes too, to see what is learned by heart."""
     curriculum: CurriculumSettings | None = None
     """How the training episodes grow up to `episodes`; left out, they are such from the first step on."""
     trials: TrialSettings | None = None
     """What is tried first; left out, the settings are what they are."""
-    float16: bool = False
+    float16: StrictBool = False
     """Whether matrices of weights are stored as float16, and not as whole steps in a third of the room."""
 
     @property
@@ -252,7 +256,7 @@ class DataSettings(Settings):
     split: str
     """One that `fewshot data list` names, or parts as "fraction:0.6/0.2/0.2@0"; of a folder also "folders" or
     "default"."""
-    image_size: PositiveInt | None = None
+    image_size: Count | None = None
     """Pixels of a side; left out, the size as published."""
 
 
@@ -270,7 +274,7 @@ class LearnerSettings(Settings):
     weights: str | None = None
     """A recorded checkpoint to answer with under this row's options, instead of training; "{seed}" in its
     path stands for the train seed."""
-    stream_episodes: PositiveInt | None = None
+    stream_episodes: Count | None = None
     """Fewer test streams than the tests ask for, where answering is expensive; the record says so."""
 
     @model_validator(mode="after")

@@ -209,9 +209,12 @@ def check_suite(suite: Suite, chosen: list[LearnerSettings], training: Split, te
             'with ":rgb" behind it, as "omniglot:rgb"'
         )
     for settings in chosen:
-        check_learner_settings(settings, training)
-        check_unseen(settings, training, tested)
-        learner = untrained(settings, training)
+        try:
+            check_learner_settings(settings, training)
+            check_unseen(settings, training, tested)
+            learner = untrained(settings, training)
+        except LearnerError as error:
+            raise LearnerError(f"suite {suite.name}, learner {settings.id!r}: {error}") from error
         reasons = [learner.refusal(test.build()) for test in suite.test]
         if all(reasons):
             raise RecordError(f"suite {suite.name} has no test for {settings.id!r}: {reasons[0]}")

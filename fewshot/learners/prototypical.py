@@ -27,9 +27,7 @@ COSINE_SHARPNESS = 10.0
 
 
 class Prototypical(BackboneLearner, CentroidLearner):
-    """Nearest class mean in a learned feature space; inductive unless it refines, batch norm frozen, any
-    way and shot.
-    """
+    """Nearest class mean of features; inductive unless refined, batch norm frozen, any way and shot."""
 
     added_options: ClassVar[frozenset[str]] = frozenset({"distance", "refinements"})
 

@@ -232,3 +232,21 @@ def test_broken_toml_is_one_line(tmp_path: Path, content: bytes) -> None:
 def test_a_folder_in_place_of_a_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="is not a readable TOML file"):
         read_suite(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("steps", "10"),
+        ("steps", 10.0),
+        ("learning_rate", "1e-3"),
+        ("float16", "yes"),
+        ("rotations", 1),
+        ("augment", {"mirror": "on"}),
+        ("episodes", {"protocol": "kshot", "way": "5"}),
+    ],
+)
+def test_a_value_of_another_type_is_refused_with_its_place(key: str, value: Any) -> None:
+    text = problem(**with_first("learner", {"train": {key: value}}))
+    assert f"train.{key}" in text
+    assert "should be a valid" in text
