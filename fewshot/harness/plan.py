@@ -214,6 +214,8 @@ def check_suite(suite: Suite, chosen: list[LearnerSettings], training: Split, te
             check_unseen(settings, training, tested)
             learner = untrained(settings, training)
         except LearnerError as error:
+            if repr(settings.id) in str(error):  # it says itself whom it is about
+                raise
             raise LearnerError(f"suite {suite.name}, learner {settings.id!r}: {error}") from error
         reasons = [learner.refusal(test.build()) for test in suite.test]
         if all(reasons):
