@@ -820,9 +820,8 @@ def test_what_has_no_memory_is_not_inspected(
 def test_a_folder_that_makes_no_table_is_refused(fewshot: Command, some_photographs: Path) -> None:
     folder = some_photographs
     text = refused(fewshot("run", folder, "--weights", "absent.pt"))
-    assert text.startswith(
-        "suite some, learner 'nearest_feature': no file of weights absent.pt: give one that is there, or weights = "
-    )
+    whose = "suite some, learner 'nearest_feature': "
+    assert text.startswith(f"{whose}no file of weights absent.pt: give one that is there, or weights = ")
     for image in sorted((folder / "kind_03").iterdir())[7:]:
         image.unlink()
     assert refused(fewshot("run", folder)) == (
