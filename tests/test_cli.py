@@ -820,7 +820,7 @@ def test_what_has_no_memory_is_not_inspected(
 def test_a_folder_that_makes_no_table_is_refused(fewshot: Command, some_photographs: Path) -> None:
     folder = some_photographs
     text = refused(fewshot("run", folder, "--weights", "absent.pt"))
-    whose = "suite some, learner 'nearest_feature': "
+    whose = "learner 'nearest_feature': "
     assert text.startswith(f"{whose}no file of weights absent.pt: give one that is there, or weights = ")
     for image in sorted((folder / "kind_03").iterdir())[7:]:
         image.unlink()

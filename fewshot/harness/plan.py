@@ -209,14 +209,13 @@ def check_suite(suite: Suite, chosen: list[LearnerSettings], training: Split, te
             'with ":rgb" behind it, as "omniglot:rgb"'
         )
     for settings in chosen:
+        learner_class(settings.id)  # where there is no such one, that is all there is to say
         try:
             check_learner_settings(settings, training)
             check_unseen(settings, training, tested)
             learner = untrained(settings, training)
         except LearnerError as error:
-            if repr(settings.id) in str(error):  # it says itself whom it is about
-                raise
-            raise LearnerError(f"suite {suite.name}, learner {settings.id!r}: {error}") from error
+            raise LearnerError(f"learner {settings.id!r}: {error}") from error
         reasons = [learner.refusal(test.build()) for test in suite.test]
         if all(reasons):
             raise RecordError(f"suite {suite.name} has no test for {settings.id!r}: {reasons[0]}")
