@@ -47,8 +47,8 @@ ANSWERS_SCHEMA = pa.schema(
 
 class_id: position in the class pool; label: the class's label in this episode; presentation: 0 for K-shot,
 else 1 for the first time the class is seen; correct of count answers are right; answers: the label answered
-for each query, in episode order, -1 for a string that no class of the episode has. A presentation that was
-not asked has no row. In a chain, label and answers are link * way + the label within the link, and a
+for each query, in episode order, -1 for a string that no class of the episode has, and for any wrong answer
+that is not kept as a label (`kept_answers`). A presentation that was not asked has no row. In a chain, label and answers are link * way + the label within the link, and a
 presentation is one within the link.
 """
 QUICK_EPISODES = 200
@@ -64,7 +64,7 @@ _HELD_SCHEMA = pa.schema(
 """The answers of all records of a file: `record` says whose a row holds. correct and count follow."""
 _LABELS, _WRONG_BY = "labels", "wrong_by"
 """In a file `wrong_by` stands for the answers: 0 for the right label, else how many labels further the answer
-is, counted in a circle of as many as the column `labels` says; that number for a string that no class has.
+is, counted in a circle of as many as the column `labels` says; that number where the answer is -1.
 Most are then 0, and what is asked later is less often wrong: rows are sorted by record, presentation, episode
 and label. A tenth less than answers in the order of episodes, which earlier versions wrote and which are read
 as well.
