@@ -48,8 +48,8 @@ ANSWERS_SCHEMA = pa.schema(
 class_id: position in the class pool; label: the class's label in this episode; presentation: 0 for K-shot,
 else 1 for the first time the class is seen; correct of count answers are right; answers: the label answered
 for each query, in episode order, -1 for a string that no class of the episode has, and for any wrong answer
-that is not kept as a label (`kept_answers`). A presentation that was not asked has no row. In a chain, label and answers are link * way + the label within the link, and a
-presentation is one within the link.
+that is not kept as a label (`kept_answers`). A presentation that was not asked has no row. In a chain, label
+and answers are link * way + the label within the link, and a presentation is one within the link.
 """
 QUICK_EPISODES = 200
 """As many of the first episodes are answered again by `fewshot verify`, without `--full`."""
