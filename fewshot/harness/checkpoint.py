@@ -27,6 +27,7 @@ from torch import Tensor
 from fewshot.errors import LearnerError
 from fewshot.harness.record import replace_file
 from fewshot.learners.base import Learner
+from fewshot.learners.image_network import ImageNetwork
 from fewshot.learners.registry import build_learner, learner_class
 
 REMEDY = "fetch it again, or delete it and train again"
@@ -105,6 +106,25 @@ def load_learner(
     return learner.eval()
 
 
+def begin_with_network(learner: Learner, path: Path) -> None:
+    """Give a learner the network of images (`ImageNetwork`) of a checkpoint, statistics included.
+
+    What either network has beyond the other's names is left out where it is the checkpoint's (a learner that
+    normalises by the batch keeps no statistics). LearnerError where one of the two learners has no such
+    network, or what the learner's has is not in the checkpoint's, in its shape.
+    """
+    given = _network(load_learner(path), str(path)).state_dict()
+    network = _network(learner, type(learner).__name__)
+    own = network.state_dict()
+    if strange := [name for name in own if name not in given or own[name].shape != given[name].shape]:
+        theirs = tuple(given[strange[0]].shape) if strange[0] in given else "none"
+        raise LearnerError(
+            f"the network of {path} is not that of {type(learner).__name__}: {strange[0]} has shape {theirs} "
+            f"there, {tuple(own[strange[0]].shape)} here; give both the same widths and backbone"
+        )
+    network.load_state_dict({name: given[name] for name in own})
+
+
 def checkpoint_facts(path: Path) -> dict[str, str]:
     """What a checkpoint says of itself, without loading the weights into a learner."""
     return _read(path)[0]
@@ -113,6 +133,13 @@ def checkpoint_facts(path: Path) -> dict[str, str]:
 def file_sha256(path: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal, as records name it."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _network(learner: Learner, name: str) -> ImageNetwork:
+    for module in learner.modules():
+        if isinstance(module, ImageNetwork):
+            return module
+    raise LearnerError(f"{name} has no network of images to begin with: leave out start_from")
 
 
 def _only_for_training(learner: Learner, key: str) -> bool:

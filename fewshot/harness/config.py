@@ -274,6 +274,9 @@ class LearnerSettings(Settings):
     weights: str | None = None
     """A recorded checkpoint to answer with under this row's options, instead of training; "{seed}" in its
     path stands for the train seed."""
+    start_from: str | None = None
+    """A recorded checkpoint whose network of images the training begins with, for every train seed; it was
+    trained on the same split."""
     stream_episodes: Count | None = None
     """Fewer test streams than the tests ask for, where answering is expensive; the record says so."""
 
@@ -285,6 +288,12 @@ class LearnerSettings(Settings):
                 f"{len(self.train_seeds)} train seeds need as many checkpoints: write {{seed}} in the path "
                 f"of the weights (got {self.weights!r}), or name one seed"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_are_not_trained(self) -> Self:
+        if self.weights and self.start_from:
+            raise ValueError("weights are answered with as they are: leave out start_from, or weights")
         return self
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +39,7 @@ from fewshot.harness.record import (
     answers_file,
     kept_answers,
     provenance,
+    read_draws,
     replace_file,
 )
 from fewshot.harness.train import (
@@ -173,7 +175,7 @@ def make_checkpoint(job: Job, split: Split, train_key: str, report: Report) -> T
     store(learner)
     if kind.trainable:
         replace_file(job.curve, _curve(job, log).encode())
-    report(Update(job.name, "stored", 1, 1, draws=(job.checkpoint, draw_rows(log, split, settings))))
+    report(Update(job.name, "stored", 1, 1, draws=(job.checkpoint, _all_draws(job, split, log))))
     state.unlink(missing_ok=True)
     return log
 
@@ -194,7 +196,8 @@ def _record_fields(job: Job, test: PlannedTest, learner: Learner, evaluation: Ev
             ),
             "train": job.learner.train.model_dump() if kind.trainable and not job.weights else None,
             "weights": job.learner.weights,
-        },
+        }
+        | ({"start_from": job.learner.start_from} if job.start_from else {}),
         "backbone": learner.backbone_name,
         "image_size": test.pool.image_set.image_shape[-1],
         "dataset": test.pool.image_set.name,
@@ -236,7 +239,7 @@ def _record_fields(job: Job, test: PlannedTest, learner: Learner, evaluation: Ev
 def _training_fields(job: Job, split: Split, log: TrainLog) -> dict[str, Any]:
     """The fields of a record that the training decides; they are stored in the checkpoint."""
     settings = job.learner.train
-    digest = draws_digest(draw_rows(log, split, settings))
+    digest = draws_digest(_all_draws(job, split, log))
     names = ("dataset", "split", "protocol", "way", "shot", "steps", "episodes", "seconds", "seed", "device")
     if not learner_class(job.learner.id).trainable:
         untrained: dict[str, Any] = dict.fromkeys(f"train_{name}" for name in names)
@@ -262,6 +265,11 @@ def _training_fields(job: Job, split: Split, log: TrainLog) -> dict[str, Any]:
         f"accuracy of {settings.validate_episodes} episodes over validation classes: "
         f"{validation_protocol(settings)}",
     }
+    if job.start_from:
+        fields |= {
+            "train_start": os.path.relpath(job.start_from, job.folder),
+            "train_start_sha256": file_sha256(job.start_from),
+        }
     if job.trial_settings:
         fields["selection"] = f"{read_trials(job.trials_path)}; {fields['selection']}"
         fields |= {
@@ -269,6 +277,16 @@ def _training_fields(job: Job, split: Split, log: TrainLog) -> dict[str, Any]:
             "trials_sha256": file_sha256(job.trials_path),
         }
     return fields
+
+
+def _all_draws(job: Job, split: Split, log: TrainLog) -> list[tuple[str, str, int]]:
+    """The log of all classes that the weights have seen: of this training, and of what it started from."""
+    rows = draw_rows(log, split, job.learner.train)
+    if not job.start_from:
+        return rows
+    seen = Counter({(side, name): count for side, name, count in rows})
+    seen.update({(side, name): count for side, name, count in read_draws(job.start_from)})
+    return [(side, name, count) for (side, name), count in seen.items()]
 
 
 def _training_update(job: str, stage: str, progress: Progress) -> Update:

@@ -19,7 +19,12 @@ from fewshot.data.splits import split_classes
 from fewshot.episodes.protocol import KShot, Stream, bounds
 from fewshot.episodes.sampler import SAMPLER_VERSION, EpisodeSampler
 from fewshot.errors import FewshotError, LearnerError, RecordError
-from fewshot.harness.checkpoint import checkpoint_facts, file_sha256, load_learner
+from fewshot.harness.checkpoint import (
+    begin_with_network,
+    checkpoint_facts,
+    file_sha256,
+    load_learner,
+)
 from fewshot.harness.config import DataSettings, LearnerSettings, Suite, Test, TrialSettings
 from fewshot.harness.record import read_draws, record_key
 from fewshot.harness.train import (
@@ -62,6 +67,11 @@ class Job:
     def weights(self) -> Path | None:
         """The checkpoint that this job answers with instead of training."""
         return adopted(self.learner, self.train_seed)
+
+    @property
+    def start_from(self) -> Path | None:
+        """The checkpoint whose network the training begins with."""
+        return Path(self.learner.start_from) if self.learner.start_from else None
 
     @property
     def checkpoint(self) -> Path:
@@ -142,6 +152,7 @@ def training_key(job: Job, split: Split) -> str:
             "train_seed": job.train_seed if kind.trainable else None,
         }
         | ({"weights": file_sha256(job.weights)} if job.weights else {})
+        | ({"start_from": file_sha256(job.start_from)} if job.start_from else {})
     )
 
 
@@ -175,11 +186,14 @@ def planned_tests(job: Job, split: Split, train_key: str) -> Iterator[PlannedTes
 
 
 def fresh_learner(settings: LearnerSettings, train_seed: int, split: Split) -> Learner:
-    """The learner with the weights that its seed gives."""
+    """The learner with the weights that its seed gives, or a checkpoint that it starts from."""
     with torch.random.fork_rng():
         torch.manual_seed(train_seed)
         way = bounds(settings.train.episodes.way)[1]
-        return build_learner(settings.id, split.train.image_set.image_shape, way, settings.options)
+        learner = build_learner(settings.id, split.train.image_set.image_shape, way, settings.options)
+    if settings.start_from:
+        begin_with_network(learner, Path(settings.start_from))
+    return learner
 
 
 def untrained(settings: LearnerSettings, split: Split) -> Learner:
@@ -232,6 +246,8 @@ def check_learner_settings(settings: LearnerSettings, split: Split) -> None:
         for seed in settings.train_seeds:
             _check_adopted(settings, seed)
         return
+    if settings.start_from:
+        _check_start(settings, split)
     if not learner_class(settings.id).trainable:
         fresh_learner(settings, 0, split)
         return
@@ -282,6 +298,22 @@ def check_unseen(settings: LearnerSettings, training: Split, tested: Split) -> N
                 f"{len(test)} test classes of {trained_on}/{test.split} ({seen[0]}, ...); train and test on "
                 "one split"
             )
+
+
+def _check_start(settings: LearnerSettings, split: Split) -> None:
+    """Raise unless a row can start from its checkpoint: it trains, on the split that the checkpoint saw."""
+    assert settings.start_from is not None
+    path = Path(settings.start_from)
+    facts = json.loads(checkpoint_facts(path).get("training", "{}"))
+    trained, here = (facts.get("train_dataset"), facts.get("train_split")), split.train.image_set.name
+    if not learner_class(settings.id).trainable:
+        raise LearnerError("it has nothing to train: leave out start_from")
+    if trained != (here, split.name):
+        raise LearnerError(
+            f"{path} was trained on {'/'.join(str(part) for part in trained)}, this trains on "
+            f"{here}/{split.name}: start from weights of the same split"
+        )
+    read_draws(path)  # raises where it is missing
 
 
 def _check_adopted(settings: LearnerSettings, train_seed: int) -> None:

@@ -174,6 +174,11 @@ class Record(BaseModel):
     elsewhere; None where it was not yet written down."""
     train_classes_digest: str | None = None
     """Digest of the trainer's log of every (side, class) drawn (SHA-256)."""
+    train_start: str | None = None
+    """The checkpoint whose network the training began with, relative to the results folder; its draws are in
+    the log too. None where it began afresh."""
+    train_start_sha256: str | None = None
+    """SHA-256 of that file."""
     selection: str | None
     """How the weights, and settings that were tried, were chosen on validation classes; None where there was
     no choice."""

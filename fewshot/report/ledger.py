@@ -7,19 +7,20 @@ in ledger_reasons.csv.
 
 import csv
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
 from fewshot.errors import RecordError
-from fewshot.harness.record import RECORDS_FILE, read_records
+from fewshot.harness.record import RECORDS_FILE, Record, read_records
 from fewshot.harness.statistics import ordinal
 from fewshot.report.formats import markdown_grid
 from fewshot.report.published import (
     PAPER_NAMES,
     Published,
+    began_with,
     differences,
     learner_id,
     load_published,
@@ -65,8 +66,9 @@ shots and on so many classes or more, and for nothing in others.
 Where several records could stand for one figure, accuracy has no say. First comes the learner that is
 the paper's to the letter, then the variant made for the setting before the plain row, exact counts before
 random ones, the suite named after the paper's first author, the most training seeds, the most training
-episodes, weights trained in the suite before those that it takes from another, and the names of suite and
-learner. Ours is the mean over training seeds, ± the 95 % interval over episodes.
+episodes, those counted too of a training whose network was begun with, weights trained in the suite before
+those that it takes from another, and the names of suite and learner. Ours is the mean over training
+seeds, ± the 95 % interval over episodes.
 
 *Matched*: theirs lies within or below our interval, in a stream at every presentation that counts.
 *Below*: it does not. *Exceeds*: matched, and somewhere more than {EXCEEDS:g} points above theirs: the
@@ -154,10 +156,11 @@ def published_figures() -> tuple[PublishedFigure, ...]:
 def rerun_figures(results: Sequence[Result]) -> list[Rerun]:
     """The published figures that results of ours stand beside, in the order of published.csv."""
     found = []
+    episodes = {result.record.checkpoint_sha256: result.record.train_episodes or 0 for result in results}
     for figure in published_figures():
         standing = [result for result in results if not _misses(figure, result)]
         if standing:
-            found.append(Rerun(figure, min(standing, key=lambda result: _standing(figure, result))))
+            found.append(Rerun(figure, min(standing, key=lambda result: _standing(figure, result, episodes))))
     return found
 
 
@@ -167,13 +170,21 @@ def ledger_page(results: Sequence[Result]) -> str:
     verdicts = Counter(rerun.verdict for rerun in reruns)
     own = [rerun for rerun in reruns if rerun.figure.row.original]
     others = [rerun for rerun in reruns if not rerun.figure.row.original]
+    begun = [rerun for rerun in reruns if began_with(rerun.result.record)]
+    begun_note = ""
+    if begun:
+        matched = sum(rerun.verdict != "below" for rerun in begun)
+        begun_note = (
+            f" {len(begun)} of the reruns, {matched} of the matched among them, began with the network of "
+            "another training, where the papers train afresh: those say with which."
+        )
     parts = [
         "# Published figures beside ours",
         "`fewshot ledger results` writes this page from the records of all suites here.",
         f"**{len(reruns)} published figures were rerun**, {len(own)} of the method's own paper and "
         f"{len(others)} of reruns by others. **Matched: {verdicts['matched'] + verdicts['exceeds']}**; of "
         f"these, more than {EXCEEDS:g} points above theirs somewhere, which says that the protocols may "
-        f"differ: {verdicts['exceeds']}. Below: {verdicts['below']}.",
+        f"differ: {verdicts['exceeds']}. Below: {verdicts['below']}.{begun_note}",
         "## What counts",
         RULES.rstrip(),
         "## Figures of the method's own paper",
@@ -248,8 +259,13 @@ def _misses(figure: PublishedFigure, result: Result) -> list[str]:
     return [miss for miss, holds in checks.items() if not holds]
 
 
-def _standing(figure: PublishedFigure, result: Result) -> tuple[object, ...]:
-    """The order in which results stand for a figure; no accuracy is in it."""
+def _standing(
+    figure: PublishedFigure, result: Result, episodes: Mapping[str | None, int]
+) -> tuple[object, ...]:
+    """The order in which results stand for a figure; no accuracy is in it.
+
+    episodes: of the training of each checkpoint, by its SHA-256.
+    """
     record = result.record
     author = figure.row.paper.partition(" ")[0].lower()
     return (
@@ -258,7 +274,7 @@ def _standing(figure: PublishedFigure, result: Result) -> tuple[object, ...]:
         record.counts == "random",
         author != record.suite.partition("_")[0],
         -result.train_seeds,
-        -(record.train_episodes or 0),
+        -((record.train_episodes or 0) + episodes.get(record.train_start_sha256, 0)),
         record.config.get("weights") is not None,
         record.suite,
         record.learner,
@@ -278,7 +294,7 @@ def _grid(reruns: Iterable[Rerun]) -> str:
                 f"{row.paper}, {row.table}" if row.table else row.paper,
                 row.learner,
                 f"{rerun.figure.setting}; {presented}" if presented else rerun.figure.setting,
-                f"{record.learner} ({record.suite})",
+                _ours(record),
                 " / ".join(_theirs(theirs) for theirs, _ in rerun.pairs),
                 " / ".join(f"{ours.accuracy:.2f} ± {ours.ci95 or 0:.2f}" for _, ours in rerun.pairs),
                 " / ".join(format_gap(ours.accuracy - theirs.accuracy) for theirs, ours in rerun.pairs),
@@ -286,6 +302,11 @@ def _grid(reruns: Iterable[Rerun]) -> str:
             )
         )
     return "\n".join(markdown_grid(heading, rows, words=4))
+
+
+def _ours(record: Record) -> str:
+    began = began_with(record)
+    return f"{record.learner} ({record.suite}{f', begun with {began}' if began else ''})"
 
 
 def _theirs(row: Published) -> str:

@@ -21,6 +21,7 @@ import csv
 import re
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -183,7 +184,14 @@ def differences(record: Record, published: Published) -> tuple[str, ...]:
         found.append(published.variant)
     if record.counts is not None:
         found.append("counts per class not stated")
+    if began := began_with(record):
+        found.append(f"trained afresh, ours began with the network of {began}")
     return tuple(found)
+
+
+def began_with(record: Record) -> str | None:
+    """The learner whose network a record's training began with; None where it began afresh."""
+    return Path(record.train_start).stem.rpartition("-")[0] if record.train_start else None
 
 
 def paper_name(record: Record) -> str | None:

@@ -9,11 +9,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from fewshot.errors import DataError, EpisodeError, FewshotError, LearnerError, RecordError, SplitError
 from fewshot.harness import job as one_job
 from fewshot.harness import run as running
+from fewshot.harness.checkpoint import file_sha256, load_learner
 from fewshot.harness.config import Suite, parse_suite, read_suite
 from fewshot.harness.job import Update, run_job
 from fewshot.harness.plan import Job, load_split, training_key
@@ -622,6 +624,68 @@ def test_weights_of_another_checkpoint_answer_under_their_own_name(
     remove_draws(recorded / "checkpoints" / "lstm-1.safetensors")
     with pytest.raises(RecordError, match=r"the log of lstm-1\.safetensors in .* is missing: it says which"):
         run_suite(changed(tiny_suite, learner=[seeds]), tmp_path / "missing", jobs=1)
+
+
+def test_a_training_goes_on_from_the_network_of_another(
+    tiny_suite: Path, tiny_results: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    """Its network, the classes it drew and its digest come along; the rest of the learner is fresh."""
+    start = shutil.copytree(tiny_results, tmp_path / "first") / "checkpoints" / "prototypical-0.safetensors"
+    widths = read_suite(tiny_suite).learner[0].options["widths"]
+    row = {"id": "ridge", "options": {"widths": widths}, "train": {"learning_rate": 1e-9, "steps": 3}}
+    started = row | {"start_from": str(start)}
+    (made, *_) = run_suite(changed(tiny_suite, learner=[started]), tmp_path / "on", jobs=1)
+    assert made.config["start_from"] == str(start)
+    assert (tmp_path / "on" / str(made.train_start)).resolve() == start
+    assert made.train_start_sha256 == file_sha256(start)
+    given, gone_on = (
+        next(kernel.detach() for kernel in load_learner(path).parameters() if kernel.ndim == 4)
+        for path in (start, tmp_path / "on" / str(made.checkpoint))
+    )
+    torch.testing.assert_close(given, gone_on, atol=0.05, rtol=0)  # both stored in whole steps
+    afresh = run_suite(changed(tiny_suite, learner=[row]), tmp_path / "afresh", jobs=1)
+    assert {record.key for record in afresh}.isdisjoint({made.key})
+    assert "start_from" not in afresh[0].config
+    drawn, before, alone = (
+        {(side, name): count for side, name, count in read_draws(path)}
+        for path in (
+            tmp_path / "on" / str(made.checkpoint),
+            start,
+            tmp_path / "afresh" / str(afresh[0].checkpoint),
+        )
+    )
+    assert drawn == {name: before.get(name, 0) + alone.get(name, 0) for name in before.keys() | alone.keys()}
+    verdicts = verify_records(tmp_path / "on", root=image_folder.parent, jobs=1)
+    assert {verdict.problem for verdict in verdicts} == {None}
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"id": "ridge", "options": {"widths": [3]}}, "is not that of Ridge: "),
+        ({"id": "lstm", "options": {"widths": []}}, "has no network of images to begin with: leave out start_from"),
+        ({"id": "nearest_neighbour"}, "it has nothing to train: leave out start_from"),
+    ],
+)
+def test_what_a_training_cannot_begin_with_is_refused(
+    row: dict[str, Any], problem: str, tiny_suite: Path, tiny_results: Path, tmp_path: Path
+) -> None:
+    start = str(tiny_results / "checkpoints" / "prototypical-0.safetensors")
+    with pytest.raises(LearnerError, match=f"learner '{row['id']}': .*{problem}"):
+        run_suite(changed(tiny_suite, learner=[row | {"start_from": start}]), tmp_path / "no", jobs=1)
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_training_begins_with_weights_of_its_own_split_only(
+    tiny_suite: Path, tiny_results: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    start = str(tiny_results / "checkpoints" / "prototypical-0.safetensors")
+    data = {"dataset": str(image_folder), "split": "fraction", "image_size": 12}
+    row = {"id": "ridge", "start_from": start}
+    with pytest.raises(LearnerError, match=r"was trained on .*: start from weights of the same split"):
+        run_suite(changed(tiny_suite, data=data, learner=[row]), tmp_path / "no", jobs=1)
+    with pytest.raises(RecordError, match="leave out start_from, or weights"):
+        changed(tiny_suite, learner=[row | {"weights": start}])
 
 
 def test_a_memory_answers_with_other_numbers_of_slots(

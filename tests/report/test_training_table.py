@@ -66,6 +66,13 @@ def test_who_answers_with_the_weights_of_another_has_no_row() -> None:
         render([adopted], "text")
 
 
+def test_what_a_training_began_with_is_named() -> None:
+    episodes = {"protocol": "kshot", "way": 5, "shot": 1, "query": 15}
+    start = {"train_start": "../first/checkpoints/simpleshot-0.safetensors", "train_start_sha256": "0"}
+    told = render([trained("ridge", episodes, **start), trained("maml", episodes)], "md")
+    assert "which comes on top: ridge (simpleshot)." in told
+
+
 def test_a_gpu_is_named() -> None:
     episodes = {"protocol": "stream", "way": 5, "length": 50}
     for device in ("H100", "H100, then cpu"):
