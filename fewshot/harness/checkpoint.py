@@ -27,7 +27,7 @@ from torch import Tensor
 from fewshot.errors import LearnerError
 from fewshot.harness.record import replace_file
 from fewshot.learners.base import Learner
-from fewshot.learners.image_network import ImageNetwork
+from fewshot.learners.image_network import image_network
 from fewshot.learners.registry import build_learner, learner_class
 
 REMEDY = "fetch it again, or delete it and train again"
@@ -113,8 +113,8 @@ def begin_with_network(learner: Learner, path: Path) -> None:
     normalises by the batch keeps no statistics). LearnerError where one of the two learners has no such
     network, or what the learner's has is not in the checkpoint's, in its shape.
     """
-    given = _network(load_learner(path), str(path)).state_dict()
-    network = _network(learner, type(learner).__name__)
+    given = image_network(load_learner(path)).state_dict()
+    network = image_network(learner)
     own = network.state_dict()
     if strange := [name for name in own if name not in given or own[name].shape != given[name].shape]:
         theirs = tuple(given[strange[0]].shape) if strange[0] in given else "none"
@@ -133,13 +133,6 @@ def checkpoint_facts(path: Path) -> dict[str, str]:
 def file_sha256(path: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal, as records name it."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _network(learner: Learner, name: str) -> ImageNetwork:
-    for module in learner.modules():
-        if isinstance(module, ImageNetwork):
-            return module
-    raise LearnerError(f"{name} has no network of images to begin with: leave out start_from")
 
 
 def _only_for_training(learner: Learner, key: str) -> bool:

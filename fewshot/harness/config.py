@@ -188,20 +188,26 @@ class TrialSettings(Settings):
 class TrainSettings(Settings):
     """How a learner is trained, and how the weights to keep are chosen (on validation classes only)."""
 
-    added: ClassVar[frozenset[str]] = frozenset({"curriculum", "trials", "watch_training", "float16"})
+    added: ClassVar[frozenset[str]] = frozenset(
+        {"curriculum", "trials", "watch_training", "float16", "generations"}
+    )
 
     episodes: ProtocolSettings = KShotSettings(protocol="kshot", way=5, shot=1, query=5)
     """The protocol of the training episodes."""
     batch: Count = 16
     """Episodes per step."""
     steps: Count = 2000
-    """Optimiser updates."""
+    """Optimiser updates, of all generations together."""
+    generations: Count = 1
+    """Into how many equal parts the steps fall, each of which keeps the network of images of the one before
+    and begins all else afresh: what stands on the network, the optimiser, the schedule (Zhou et al. 2022,
+    "Fortuitous Forgetting in Connectionist Networks": the last layers are forgotten)."""
     optimizer: Literal["adam", "rmsprop"] = "adam"
     """rmsprop has a momentum of 0.9 (Santoro et al. 2016, as far as their settings are known)."""
     learning_rate: Amount = 1e-3
-    """Of the first step; of all, where the schedule is constant."""
+    """Of a first step; of all, where the schedule is constant."""
     schedule: Literal["constant", "cosine"] = "cosine"
-    """cosine falls from learning_rate to a hundredth of it over the steps."""
+    """cosine falls from learning_rate to a hundredth of it over the steps, of a generation each."""
     clip_norm: Amount = 10.0
     """Largest norm of the whole gradient."""
     rotations: StrictBool = True
@@ -229,6 +235,16 @@ class TrainSettings(Settings):
         names = ("steps", "rotations", "validate_episodes", "trials")
         asked = self.validate_on or self.episodes
         return {name: getattr(self, name) for name in names} | {"validate_on": asked}
+
+    @model_validator(mode="after")
+    def _generations_are_equal(self) -> Self:
+        if self.steps % self.generations:
+            raise ValueError(
+                f"{self.steps} steps do not fall into {self.generations} equal generations: give a multiple"
+            )
+        if self.curriculum and self.generations > 1:
+            raise ValueError("a curriculum grows once: leave out generations, or the curriculum")
+        return self
 
     @model_validator(mode="after")
     def _curriculum_leads_to_episodes(self) -> Self:

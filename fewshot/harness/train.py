@@ -30,6 +30,7 @@ from fewshot.harness.config import TrainSettings
 from fewshot.harness.evaluate import Evaluation, evaluate
 from fewshot.harness.memory import check_memory
 from fewshot.learners.base import Learner, check_is_learner
+from fewshot.learners.image_network import image_network
 
 TRAINING_VERSION = 1
 """Raised by hand when figures may move by this loop, its schedule, calibration or augmentation."""
@@ -139,6 +140,8 @@ def train(
         began = time.perf_counter() - log.seconds
         for batch in _training_batches(largest, settings, run.step):
             torch.manual_seed(_step_seed(train_seed, run.step))
+            if run.step and run.step % (settings.steps // settings.generations) == 0:
+                run.begin_generation()
             loss = run.update(batch)
             if log.devices[-1:] != [here]:
                 log.devices.append(here)
@@ -233,6 +236,8 @@ def check_askable(learner: Learner, split: Split, settings: TrainSettings) -> No
             f"{type(learner).__name__} answers only {learner.way}-way episodes and cannot grow with a "
             'curriculum: leave it out, or train one with the option labels = "string"'
         )
+    if settings.generations > 1:
+        image_network(learner)  # raises where it has none, of which a generation could be
     for protocol in (settings.episodes.build(), validation_protocol(settings)):
         if reason := learner.refusal(protocol):
             raise LearnerError(reason)
@@ -283,7 +288,8 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
     if settings.schedule == "constant":
         return settings.learning_rate
     floor = 0.01
-    fall = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+    generation = settings.steps // settings.generations
+    fall = 0.5 * (1 + math.cos(math.pi * (step % generation) / generation))
     return settings.learning_rate * (floor + (1 - floor) * fall)
 
 
@@ -298,7 +304,7 @@ class _Run:
         self.path = path
         self.step = 0
         self.log = TrainLog()
-        self.best = _copy(learner.state_dict())
+        self.first = self.best = _copy(learner.state_dict())
         self.optimizer = make_optimizer(learner, settings)
         self.saved_at = time.perf_counter()
         # What is only looked at now and then stays on the device until then.
@@ -306,6 +312,14 @@ class _Run:
         self.drawn: list[Tensor] = []
         if path and path.exists():
             self._load(path)
+
+    def begin_generation(self) -> None:
+        """Keep the network of images; all else of the learner, and the optimiser, are as at first."""
+        network = image_network(self.learner)
+        kept = _copy(network.state_dict())
+        self.learner.load_state_dict(self.first)
+        network.load_state_dict(kept)
+        self.optimizer = make_optimizer(self.learner, self.settings)
 
     def update(self, batch: Any) -> Tensor:
         """One optimiser step; returns the loss."""

@@ -7,6 +7,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from fewshot.errors import LearnerError
+
 
 class ImageNetwork(nn.Module):
     """(..., channel, height, width) -> (..., output_size); subclasses say how, for one leading dimension.
@@ -48,3 +50,14 @@ class ImageNetwork(nn.Module):
         with torch.autocast("cuda", torch.bfloat16, enabled=images.is_cuda and self.training):
             maps = self.maps(images.reshape(-1, *images.shape[-3:]))
         return maps.to(images.dtype).reshape(*leading, self.output_size)
+
+
+def image_network(learner: nn.Module) -> ImageNetwork:
+    """The network that a learner sees images by; LearnerError where it has none."""
+    for module in learner.modules():
+        if isinstance(module, ImageNetwork):
+            return module
+    raise LearnerError(
+        f"{type(learner).__name__} has no network of images to begin with or to keep: leave out start_from "
+        "and generations"
+    )

@@ -663,7 +663,10 @@ def test_a_training_goes_on_from_the_network_of_another(
     ("row", "problem"),
     [
         ({"id": "ridge", "options": {"widths": [3]}}, "is not that of Ridge: "),
-        ({"id": "lstm", "options": {"widths": []}}, "has no network of images to begin with: leave out start_from"),
+        (
+            {"id": "lstm", "options": {"widths": []}},
+            "has no network of images to begin with or to keep: leave out start_from",
+        ),
         ({"id": "nearest_neighbour"}, "it has nothing to train: leave out start_from"),
     ],
 )
