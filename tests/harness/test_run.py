@@ -665,7 +665,7 @@ def test_a_training_goes_on_from_the_network_of_another(
         ({"id": "ridge", "options": {"widths": [3]}}, "is not that of Ridge: "),
         (
             {"id": "lstm", "options": {"widths": []}},
-            "has no network of images to begin with or to keep: leave out start_from",
+            "has no network of images to begin with or to keep: leave out start_from and generations",
         ),
         ({"id": "nearest_neighbour"}, "it has nothing to train: leave out start_from"),
     ],
