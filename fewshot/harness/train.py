@@ -367,6 +367,8 @@ class _Run:
             # Plain rows: a file of weights and numbers is read without trusting it.
             "log": asdict(self.log) | {"curve": [tuple(row) for row in self.log.curve]},
         }
+        if self.settings.generations > 1:
+            state["first"] = self.first
         torch.save(state, temporary)
         temporary.replace(self.path)
         self.saved_at = time.perf_counter()
@@ -382,7 +384,7 @@ class _Run:
         draws = {side: drawn.cpu() for side, drawn in state["log"]["draws"].items()}
         curve = [CurveRow(*row) for row in state["log"]["curve"]]
         self.log = TrainLog(**state["log"] | {"draws": draws, "curve": curve})
-        self.step, self.best = state["step"], state["best"]
+        self.step, self.best, self.first = state["step"], state["best"], state.get("first", self.first)
 
 
 def make_optimizer(network: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:

@@ -3,7 +3,9 @@
 A class is the mean of its images' features (equation 1); an image belongs to the class whose mean is
 nearest by squared Euclidean distance (equation 2). Nothing is learned inside an episode but the means.
 With distance = "cosine" an image is compared by cosine, as in the paper's section 3.2; the paper multiplies
-it by nothing, here it is multiplied by a constant, or no answer could be certain.
+it by nothing, here it is multiplied by a constant, or no answer could be certain. metric_scale multiplies
+squared distances (Oreshkin, Rodriguez and Lacoste 2018, "TADAM", section 3.1): far below 1, features that
+were trained by classification are not torn apart by the first updates.
 
 With refinements, queries asked together move the means before they are answered (soft k-means: Ren et al.
 2018, "Meta-Learning for Semi-Supervised Few-Shot Classification", equation 3, there with unlabelled images
@@ -20,7 +22,7 @@ from fewshot.errors import LearnerError
 from fewshot.learners.centroids import CentroidLearner, Centroids
 from fewshot.learners.embedding import BackboneLearner, BackboneOptions
 from fewshot.learners.metric import NEW_COSINE, cosines, squared_distances
-from fewshot.learners.options import check_at_least
+from fewshot.learners.options import check_above_zero, check_at_least
 
 COSINE_SHARPNESS = 10.0
 """By which cosines are multiplied."""
@@ -29,7 +31,7 @@ COSINE_SHARPNESS = 10.0
 class Prototypical(BackboneLearner, CentroidLearner):
     """Nearest class mean of features; inductive unless refined, batch norm frozen, any way and shot."""
 
-    added_options: ClassVar[frozenset[str]] = frozenset({"distance", "refinements"})
+    added_options: ClassVar[frozenset[str]] = frozenset({"distance", "metric_scale", "refinements"})
 
     def __init__(
         self,
@@ -37,14 +39,17 @@ class Prototypical(BackboneLearner, CentroidLearner):
         way: int,
         *,
         distance: Literal["squared_euclidean", "cosine"] = "squared_euclidean",
+        metric_scale: float = 1.0,
         refinements: int = 0,
         **shared: Unpack[BackboneOptions],
     ) -> None:
-        """refinements: how often the queries move the means.
+        """metric_scale: by which squared distances are multiplied; refinements: how often the queries move
+        the means.
 
         LearnerError for a backbone without a weight to train, a frozen one above all.
         """
         check_at_least(0, refinements=refinements)
+        check_above_zero(metric_scale=metric_scale)
         super().__init__(image_shape, way, **shared)
         if not any(weight.requires_grad for weight in self.parameters()):
             raise LearnerError(
@@ -52,10 +57,13 @@ class Prototypical(BackboneLearner, CentroidLearner):
                 "nearest_feature"
             )
         self.distance = distance
+        self.metric_scale = metric_scale
         self.refinements = refinements
         self.transductive = refinements > 0
         # Of the order of the scores of a fresh network, so that streams can be trained on uncalibrated.
-        new_score = -float(self.feature_size) if distance != "cosine" else NEW_COSINE * COSINE_SHARPNESS
+        new_score = (
+            NEW_COSINE * COSINE_SHARPNESS if distance == "cosine" else -metric_scale * self.feature_size
+        )
         self.register_buffer("new_score", torch.tensor(new_score))
 
     def scores(self, state: Centroids, features: Tensor) -> Tensor:
@@ -68,4 +76,4 @@ class Prototypical(BackboneLearner, CentroidLearner):
     def similarity(self, features: Tensor, means: Tensor) -> Tensor:
         if self.distance == "cosine":
             return COSINE_SHARPNESS * cosines(features, means)
-        return -squared_distances(features, means)
+        return -self.metric_scale * squared_distances(features, means)

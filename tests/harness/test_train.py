@@ -33,6 +33,7 @@ from fewshot.harness.train import (
     validation_protocol,
 )
 from fewshot.learners.base import Learner
+from fewshot.learners.baseline import Baseline
 from fewshot.learners.prototypical import Prototypical
 from fewshot.learners.registry import build_learner
 
@@ -108,6 +109,7 @@ RUNS = pytest.mark.parametrize(
         ("noisy", {}),
         ("lstm", {"episodes": STREAM, "optimizer": "rmsprop"}),
         ("maml", {"augment": {"angle_degrees": 5.0}, "validate_on": KSHOT | {"way": 3, "shot": 2}}),
+        ("lstm", {"episodes": STREAM, "generations": 2}),
         ("strings", {"episodes": GROWN, "curriculum": {"first_way": 2, "every": 3}, "watch_training": True}),
     ],
 )
@@ -475,6 +477,54 @@ def test_who_is_bound_to_a_way_does_not_grow(split: Split) -> None:
         train(fresh("lstm"), split, chosen)
 
 
+def test_a_generation_keeps_the_network_and_begins_all_else_afresh(split: Split) -> None:
+    """Seen before each update of two generations of four: the head of the first is that of the fifth."""
+    seen: list[dict[str, Tensor]] = []
+
+    class Watched(Baseline):
+        def loss(self, batch: EpisodeBatch) -> Tensor:
+            if self.training:
+                seen.append({name: value.detach().clone() for name, value in self.state_dict().items()})
+            return super().loss(batch)
+
+    torch.manual_seed(0)
+    learner = Watched((1, 12, 12), 3, widths=(4, 4), classes=40)
+    optimizers = []
+    with pytest.MonkeyPatch.context() as patch:
+        make = training.make_optimizer
+        patch.setattr(training, "make_optimizer", lambda *of: optimizers.append(make(*of)) or optimizers[-1])
+        train(learner, split, settings(generations=2))
+    seen = seen[-STEPS:]  # without a look at what memory it takes
+    first, last, second = seen[0], seen[3], seen[4]
+    assert len(optimizers) == 2
+    for name in first:
+        kept = name.startswith("backbone.")
+        assert torch.equal(second[name], first[name]) != kept, name
+    moved = (second["backbone.blocks.0.0.weight"] - last["backbone.blocks.0.0.weight"]).abs().max()
+    assert 0 < moved < 2 * settings().learning_rate, "one update, no more"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"steps": 8, "generations": 3}, "8 steps do not fall into 3 equal generations: give a multiple"),
+        (
+            {"episodes": GROWN, "curriculum": {"first_way": 2}, "generations": 2},
+            "a curriculum grows once: leave out generations",
+        ),
+    ],
+)
+def test_generations_that_cannot_be_are_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        settings(**changes)
+
+
+def test_without_a_network_of_images_there_is_one_generation(split: Split) -> None:
+    learner = build_learner("lstm", (1, 12, 12), 3, {"widths": [], "hidden_size": 4})
+    with pytest.raises(LearnerError, match="Lstm has no network of images to begin with or to keep: leave"):
+        train(learner, split, settings(episodes=STREAM, generations=2))
+
+
 def test_the_learning_rate_is_a_function_of_the_step() -> None:
     constant, cosine = (settings(schedule=schedule, steps=100) for schedule in ("constant", "cosine"))
     assert {learning_rate(constant, step) for step in range(100)} == {constant.learning_rate}
@@ -483,6 +533,8 @@ def test_the_learning_rate_is_a_function_of_the_step() -> None:
     assert rates[50] == pytest.approx(0.505 * cosine.learning_rate)
     assert rates[100] == pytest.approx(0.01 * cosine.learning_rate)
     assert rates == sorted(rates, reverse=True)
+    again = settings(steps=200, generations=2)
+    assert [learning_rate(again, step) for step in range(200)] == 2 * rates[:100]
 
 
 def test_calibration_sets_the_new_score_from_validation_streams(split: Split) -> None:

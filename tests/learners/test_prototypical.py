@@ -71,6 +71,18 @@ def test_logits_are_by_distance_to_the_class_mean(distance: Literal["squared_euc
                     torch.testing.assert_close(answers[episode, query, label], expected)
 
 
+def test_a_metric_scale_multiplies_squared_distances_and_chooses_the_same_class() -> None:
+    learner, batch = build().eval(), kshot()
+    with torch.no_grad():
+        answers = learner.answer(batch)
+        learner.metric_scale = 0.04
+        torch.testing.assert_close(learner.answer(batch), 0.04 * answers)
+    scaled, plain = (Prototypical(IMAGE_SHAPE, WAY, metric_scale=scale, widths=(4,)) for scale in (0.04, 1.0))
+    torch.testing.assert_close(scaled.new_score, 0.04 * plain.new_score)
+    with pytest.raises(LearnerError, match=r"metric_scale must be above 0; got -1"):
+        Prototypical(IMAGE_SHAPE, WAY, metric_scale=-1.0)
+
+
 def test_results_by_the_distance_of_old_keep_their_keys() -> None:
     assert telling_options(Prototypical) == {"widths": (64, 64, 64, 64)}
     assert telling_options(Prototypical, {"distance": "cosine"})["distance"] == "cosine"
