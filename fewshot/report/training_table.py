@@ -33,7 +33,7 @@ def training_table(records: Iterable[Record]) -> ResultTable:
     rows = [Row(learner, _cells(trained[learner])) for learner in sorted(trained, key=learner_rank)]
     note = (
         "For each training seed; the time is wall-clock time, a mean over seeds, looks at validation classes "
-        "included and trials of settings not, on one core of a machine that may have had other work."
+        "included and trials of settings not, on a core or two of a machine that may have had other work."
     )
     devices = {learner: own[0].train_device for learner, own in trained.items()}
     others = [f"{learner} ({device})" for learner, device in devices.items() if device not in (None, "cpu")]
