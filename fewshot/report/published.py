@@ -184,7 +184,7 @@ def differences(record: Record, published: Published) -> tuple[str, ...]:
         found.append(published.variant)
     if record.counts is not None:
         found.append("counts per class not stated")
-    if began := began_with(record):
+    if (began := began_with(record)) and "pre-trained" not in published.variant:
         found.append(f"trained afresh, ours began with the network of {began}")
     return tuple(found)
 
