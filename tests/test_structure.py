@@ -286,6 +286,8 @@ def test_make_results_makes_them_all_and_weights_before_who_answers_with_them() 
         for learner in read_suite(ROOT / "benchmarks" / f"{name}.toml").learner:
             if learner.weights and learner.weights.startswith("results/"):
                 assert learner.weights.split("/")[1] in suites[: place + 1], name
+            if learner.start_from:
+                assert learner.start_from.split("/")[1] in suites[:place], name
 
 
 @pytest.mark.parametrize("folder", RECORDED, ids=lambda folder: folder.name)
@@ -304,6 +306,8 @@ def test_what_records_name_is_there_as_it_was_recorded(folder: Path) -> None:
         checkpoint = folder / record.checkpoint
         assert file_sha256(checkpoint) == record.checkpoint_sha256, record.learner
         assert draws_digest(read_draws(checkpoint)) == record.train_classes_digest, record.learner
+        if record.train_start:
+            assert file_sha256(folder / record.train_start) == record.train_start_sha256, record.learner
         recorded_trials(folder, record)  # raises where they, their digest or their log of draws do not agree
     named = {(record.answers, record.key) for record in read_records(folder)}
     kept = {

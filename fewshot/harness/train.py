@@ -289,7 +289,8 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
         return settings.learning_rate
     floor = 0.01
     generation = settings.steps // settings.generations
-    fall = 0.5 * (1 + math.cos(math.pi * (step % generation) / generation))
+    began = min(step // generation, settings.generations - 1) * generation
+    fall = 0.5 * (1 + math.cos(math.pi * (step - began) / generation))
     return settings.learning_rate * (floor + (1 - floor) * fall)
 
 
