@@ -113,7 +113,13 @@ def begin_with_network(learner: Learner, path: Path) -> None:
     normalises by the batch keeps no statistics). LearnerError where one of the two learners has no such
     network, or what the learner's has is not in the checkpoint's, in its shape.
     """
-    given = image_network(load_learner(path)).state_dict()
+    source = load_learner(path)
+    if source.image_shape != learner.image_shape:
+        raise LearnerError(
+            f"{path} was trained on images of (channel, height, width) {source.image_shape}, this trains on "
+            f"{learner.image_shape}: begin with weights of the same image_size"
+        )
+    given = image_network(source).state_dict()
     network = image_network(learner)
     own = network.state_dict()
     if strange := [name for name in own if name not in given or own[name].shape != given[name].shape]:

@@ -200,8 +200,8 @@ class TrainSettings(Settings):
     """Optimiser updates, of all generations together."""
     generations: Count = 1
     """Into how many equal parts the steps fall, each of which keeps the network of images of the one before
-    and begins all else afresh: what stands on the network, the optimiser, the schedule (Zhou et al. 2022,
-    "Fortuitous Forgetting in Connectionist Networks": the last layers are forgotten)."""
+    and sets all else back: what stands on the network to its first weights, the optimiser, the schedule
+    (after Zhou et al. 2022, "Fortuitous Forgetting in Connectionist Networks")."""
     optimizer: Literal["adam", "rmsprop"] = "adam"
     """rmsprop has a momentum of 0.9 (Santoro et al. 2016, as far as their settings are known)."""
     learning_rate: Amount = 1e-3
@@ -291,8 +291,8 @@ class LearnerSettings(Settings):
     """A recorded checkpoint to answer with under this row's options, instead of training; "{seed}" in its
     path stands for the train seed."""
     start_from: str | None = None
-    """A recorded checkpoint whose network of images the training begins with, for every train seed; it was
-    trained on the same split."""
+    """A recorded checkpoint whose network of images the training begins with, trained on the same split; all
+    train seeds begin with the one."""
     stream_episodes: Count | None = None
     """Fewer test streams than the tests ask for, where answering is expensive; the record says so."""
 
@@ -308,6 +308,9 @@ class LearnerSettings(Settings):
 
     @model_validator(mode="after")
     def _weights_are_not_trained(self) -> Self:
+        for name in ("weights", "start_from"):
+            if getattr(self, name) == "":
+                raise ValueError(f"{name} names no checkpoint: give its path, or leave {name} out")
         if self.weights and self.start_from:
             raise ValueError("weights are answered with as they are: leave out start_from, or weights")
         return self

@@ -308,6 +308,8 @@ def _check_start(settings: LearnerSettings, split: Split) -> None:
     trained, here = (facts.get("train_dataset"), facts.get("train_split")), split.train.image_set.name
     if not learner_class(settings.id).trainable:
         raise LearnerError("it has nothing to train: leave out start_from")
+    if trained == (None, None):
+        raise LearnerError(f"{path} was not trained: begin with weights that were")
     if trained != (here, split.name):
         raise LearnerError(
             f"{path} was trained on {'/'.join(str(part) for part in trained)}, this trains on "

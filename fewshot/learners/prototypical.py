@@ -56,6 +56,11 @@ class Prototypical(BackboneLearner, CentroidLearner):
                 f"prototypes by {self.backbone.name} leave nothing to train: leave frozen out, or choose "
                 "nearest_feature"
             )
+        if distance == "cosine" and metric_scale != 1:
+            raise LearnerError(
+                f"metric_scale is of squared distances, and cosines were asked for; got {metric_scale}: "
+                "leave it out"
+            )
         self.distance = distance
         self.metric_scale = metric_scale
         self.refinements = refinements

@@ -20,7 +20,6 @@ from fewshot.report.formats import markdown_grid
 from fewshot.report.published import (
     PAPER_NAMES,
     Published,
-    began_with,
     differences,
     learner_id,
     load_published,
@@ -29,7 +28,7 @@ from fewshot.report.published import (
     same_backbone,
     split_family,
 )
-from fewshot.report.results import REFERENCES, Figure, Result, as_printed, format_gap, merge_seeds
+from fewshot.report.results import REFERENCES, Figure, Result, as_printed, began_with, format_gap, merge_seeds
 
 LEAST_ACCURACY = 30.0
 """Published values below it, in per cent, do not count: some are near chance."""
@@ -156,11 +155,11 @@ def published_figures() -> tuple[PublishedFigure, ...]:
 def rerun_figures(results: Sequence[Result]) -> list[Rerun]:
     """The published figures that results of ours stand beside, in the order of published.csv."""
     found = []
-    episodes = {result.record.checkpoint_sha256: result.record.train_episodes or 0 for result in results}
+    made = {result.record.checkpoint_sha256: result.record for result in results}
     for figure in published_figures():
         standing = [result for result in results if not _misses(figure, result)]
         if standing:
-            found.append(Rerun(figure, min(standing, key=lambda result: _standing(figure, result, episodes))))
+            found.append(Rerun(figure, min(standing, key=lambda result: _standing(figure, result, made))))
     return found
 
 
@@ -173,10 +172,13 @@ def ledger_page(results: Sequence[Result]) -> str:
     begun = [rerun for rerun in reruns if began_with(rerun.result.record)]
     begun_note = ""
     if begun:
-        matched = sum(rerun.verdict != "below" for rerun in begun)
+        matched, above = (
+            sum(rerun.verdict in verdicts_told for rerun in begun)
+            for verdicts_told in ({"matched", "exceeds"}, {"exceeds"})
+        )
         begun_note = (
-            f" {len(begun)} of the reruns, {matched} of the matched among them, began with the network of "
-            "another training, where the papers train afresh: those say with which."
+            f" {len(begun)} of the reruns, {matched} of the matched and {above} of those above among them, "
+            "began with the network of another training, where the papers train afresh: those say with which."
         )
     parts = [
         "# Published figures beside ours",
@@ -260,11 +262,11 @@ def _misses(figure: PublishedFigure, result: Result) -> list[str]:
 
 
 def _standing(
-    figure: PublishedFigure, result: Result, episodes: Mapping[str | None, int]
+    figure: PublishedFigure, result: Result, made: Mapping[str | None, Record]
 ) -> tuple[object, ...]:
     """The order in which results stand for a figure; no accuracy is in it.
 
-    episodes: of the training of each checkpoint, by its SHA-256.
+    made: see `_training_episodes`.
     """
     record = result.record
     author = figure.row.paper.partition(" ")[0].lower()
@@ -274,11 +276,20 @@ def _standing(
         record.counts == "random",
         author != record.suite.partition("_")[0],
         -result.train_seeds,
-        -((record.train_episodes or 0) + episodes.get(record.train_start_sha256, 0)),
+        -_training_episodes(record, made),
         record.config.get("weights") is not None,
         record.suite,
         record.learner,
     )
+
+
+def _training_episodes(record: Record, made: Mapping[str | None, Record]) -> int:
+    """How many episodes a record was trained on, those of what its training began with counted too.
+
+    made: a record of each checkpoint, by its SHA-256.
+    """
+    before = made.get(record.train_start_sha256) if record.train_start_sha256 else None
+    return (record.train_episodes or 0) + (_training_episodes(before, made) if before else 0)
 
 
 def _grid(reruns: Iterable[Rerun]) -> str:

@@ -21,12 +21,12 @@ import csv
 import re
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from fewshot.harness.record import Range, Record
+from fewshot.report.results import began_with
 
 PAPER_NAMES = {
     "mann_paper": "MANN",
@@ -187,11 +187,6 @@ def differences(record: Record, published: Published) -> tuple[str, ...]:
     if (began := began_with(record)) and "pre-trained" not in published.variant:
         found.append(f"trained afresh, ours began with the network of {began}")
     return tuple(found)
-
-
-def began_with(record: Record) -> str | None:
-    """The learner whose network a record's training began with; None where it began afresh."""
-    return Path(record.train_start).stem.rpartition("-")[0] if record.train_start else None
 
 
 def paper_name(record: Record) -> str | None:

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -267,6 +268,24 @@ def describe_stream(record: Record) -> str:
 def chance_accuracy(record: Record) -> float:
     """The accuracy of a guess among all labels, or among all strings, in per cent."""
     return 100 / label_count(record.labels, record.way)
+
+
+def began_with(record: Record) -> str | None:
+    """Whose network a record's training began with, "simpleshot of mini_imagenet_cpu"; None: afresh."""
+    if record.train_start is None:
+        return None
+    path = Path(record.train_start)
+    return f"{path.stem.rpartition('-')[0]} of {path.parts[-3]}" if len(path.parts) > 2 else path.stem
+
+
+def begun_note(records: Iterable[Record]) -> list[str]:
+    """Which learners began with the network of another training; no line where none did."""
+    begun: dict[str, dict[str, None]] = {}
+    for record in records:
+        if began := began_with(record):
+            begun.setdefault(began, {})[record.learner] = None
+    told = [f"that of {began}: {', '.join(names)}" for began, names in begun.items()]
+    return [f"Begun with the network of another training, {'; '.join(told)}."] if told else []
 
 
 def training(record: Record) -> str:

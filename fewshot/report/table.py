@@ -25,6 +25,7 @@ from fewshot.report.results import (
     Result,
     added_columns,
     as_printed,
+    begun_note,
     chance_accuracy,
     describe_stream,
     describe_test_set,
@@ -259,7 +260,8 @@ def _notes(rows: dict[str, Cells], results: list[Result]) -> list[str]:
     if classes := _widths(rows, lambda figure: figure.ci95_classes):
         notes.append(f"95 % over test classes and episodes (bootstrap): {classes}.")
     seeds = {label: {result.train_seeds for result, _ in cells.values()} for label, cells in rows.items()}
-    notes += [*_training_note(results), *_trials_note(results)]
+    begun = begun_note(result.record for result in results)
+    notes += [*_training_note(results), *begun, *_trials_note(results)]
     several = [f"{label} {max(counts)}" for label, counts in seeds.items() if max(counts) > 1]
     if several:
         notes.append(f"Means over training seeds (the ± do not cover them): {', '.join(several)}.")

@@ -7,8 +7,7 @@ from typing import Any
 from fewshot.errors import RecordError
 from fewshot.harness.record import Record
 from fewshot.report.formats import ResultTable, Row, write
-from fewshot.report.published import began_with
-from fewshot.report.results import learner_rank, training
+from fewshot.report.results import begun_note, learner_rank, training
 
 COLUMNS = ("on", "updates", "episodes", "images", "time", "seeds")
 
@@ -38,9 +37,7 @@ def training_table(records: Iterable[Record]) -> ResultTable:
     devices = {learner: own[0].train_device for learner, own in trained.items()}
     others = [f"{learner} ({device})" for learner, device in devices.items() if device not in (None, "cpu")]
     notes = [note, f"Not on a CPU alone: {', '.join(others)}."] if others else [note]
-    begun = {learner: began_with(own[0]) for learner, own in trained.items()}
-    if told := [f"{learner} ({began})" for learner, began in begun.items() if began]:
-        notes.append(f"Begun with the network of another training, which comes on top: {', '.join(told)}.")
+    notes += begun_note(own[0] for own in trained.values())
     return ResultTable("Training", COLUMNS, rows=rows, notes=notes)
 
 

@@ -687,6 +687,12 @@ def test_a_training_begins_with_weights_of_its_own_split_only(
     row = {"id": "ridge", "start_from": start}
     with pytest.raises(LearnerError, match=r"was trained on .*: start from weights of the same split"):
         run_suite(changed(tiny_suite, data=data, learner=[row]), tmp_path / "no", jobs=1)
+    with pytest.raises(RecordError, match="start_from names no checkpoint: give its path, or leave"):
+        changed(tiny_suite, learner=[row | {"start_from": ""}])
+    own = tomllib.loads(tiny_suite.read_text(encoding="utf-8"))["data"]
+    larger = changed(tiny_suite, data=own | {"image_size": 16}, learner=[row])
+    with pytest.raises(LearnerError, match=r"was trained on images of .* begin with weights of the same im"):
+        run_suite(larger, tmp_path / "no", jobs=1)
     with pytest.raises(RecordError, match="leave out start_from, or weights"):
         changed(tiny_suite, learner=[row | {"weights": start}])
 

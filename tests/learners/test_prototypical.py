@@ -81,6 +81,10 @@ def test_a_metric_scale_multiplies_squared_distances_and_chooses_the_same_class(
     torch.testing.assert_close(scaled.new_score, 0.04 * plain.new_score)
     with pytest.raises(LearnerError, match=r"metric_scale must be above 0; got -1"):
         Prototypical(IMAGE_SHAPE, WAY, metric_scale=-1.0)
+    with pytest.raises(
+        LearnerError, match="metric_scale is of squared distances, and cosines were asked for"
+    ):
+        Prototypical(IMAGE_SHAPE, WAY, distance="cosine", metric_scale=0.1, widths=(4,))
 
 
 def test_results_by_the_distance_of_old_keep_their_keys() -> None:

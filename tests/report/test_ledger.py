@@ -181,8 +181,13 @@ def test_which_record_stands_for_a_figure_does_not_depend_on_its_accuracy() -> N
     longer = turned("prototypical", 0.9, suite="longer", train_episodes=10**9)
     assert standing(turned("prototypical", 0.999, suite="brief"), longer).suite == "longer"
     first = turned("simpleshot", 0.9, suite="first", train_episodes=10**9, checkpoint_sha256="1" * 64)
-    begun = turned("prototypical", 0.9, suite="begun", train_start_sha256="1" * 64)
-    assert standing(turned("prototypical", 0.999, suite="brief"), begun, first).suite == "begun"
+    second = turned(
+        "simpleshot", 0.9, suite="second", checkpoint_sha256="2" * 64, train_start_sha256="1" * 64
+    )
+    links = {"checkpoint_sha256": "2" * 64, "train_start_sha256": "1" * 64}
+    second = turned("simpleshot", 0.9, suite="second", **links)
+    begun = turned("prototypical", 0.9, suite="begun", train_start_sha256="2" * 64)
+    assert standing(turned("prototypical", 0.999, suite="brief"), begun, second, first).suite == "begun"
     taken = turned("prototypical", 0.97, suite="a_suite", config={"weights": "results/own/checkpoints/x"})
     assert standing(taken, turned("prototypical", 0.97, suite="own")).suite == "own"
 
@@ -287,9 +292,12 @@ def test_the_page_counts_and_says_why_not() -> None:
 def test_what_began_with_the_network_of_another_says_so() -> None:
     start = {"train_start": "../first/checkpoints/simpleshot-0.safetensors", "train_start_sha256": "0"}
     page = ledger_page(results_of(turned("prototypical", 0.95, **start), turned("matching", 0.99)))
-    assert "1 of the reruns, 0 of the matched among them, began with the network of another" in page
-    assert "| prototypical (hand_made, begun with simpleshot) |" in page
-    assert "trained afresh, ours began with the network of simpleshot. Reason: " in page
+    assert (
+        "1 of the reruns, 0 of the matched and 0 of those above among them, began with the network of another"
+        in page
+    )
+    assert "| prototypical (hand_made, begun with simpleshot of first) |" in page
+    assert "trained afresh, ours began with the network of simpleshot of first. Reason: " in page
     assert "began with the network" not in ledger_page(results_of(turned("matching", 0.99)))
 
 

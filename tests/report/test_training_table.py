@@ -70,7 +70,7 @@ def test_what_a_training_began_with_is_named() -> None:
     episodes = {"protocol": "kshot", "way": 5, "shot": 1, "query": 15}
     start = {"train_start": "../first/checkpoints/simpleshot-0.safetensors", "train_start_sha256": "0"}
     told = render([trained("ridge", episodes, **start), trained("maml", episodes)], "md")
-    assert "which comes on top: ridge (simpleshot)." in told
+    assert "Begun with the network of another training, that of simpleshot of first: ridge." in told
 
 
 def test_a_gpu_is_named() -> None:
