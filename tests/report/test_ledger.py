@@ -181,9 +181,6 @@ def test_which_record_stands_for_a_figure_does_not_depend_on_its_accuracy() -> N
     longer = turned("prototypical", 0.9, suite="longer", train_episodes=10**9)
     assert standing(turned("prototypical", 0.999, suite="brief"), longer).suite == "longer"
     first = turned("simpleshot", 0.9, suite="first", train_episodes=10**9, checkpoint_sha256="1" * 64)
-    second = turned(
-        "simpleshot", 0.9, suite="second", checkpoint_sha256="2" * 64, train_start_sha256="1" * 64
-    )
     links = {"checkpoint_sha256": "2" * 64, "train_start_sha256": "1" * 64}
     second = turned("simpleshot", 0.9, suite="second", **links)
     begun = turned("prototypical", 0.9, suite="begun", train_start_sha256="2" * 64)
