@@ -189,7 +189,7 @@ class TrainSettings(Settings):
     """How a learner is trained, and how the weights to keep are chosen (on validation classes only)."""
 
     added: ClassVar[frozenset[str]] = frozenset(
-        {"curriculum", "trials", "watch_training", "float16", "generations"}
+        {"curriculum", "trials", "watch_training", "float16", "generations", "weight_decay", "compiled"}
     )
 
     episodes: ProtocolSettings = KShotSettings(protocol="kshot", way=5, shot=1, query=5)
@@ -202,8 +202,11 @@ class TrainSettings(Settings):
     """Into how many equal parts the steps fall, each of which keeps the network of images of the one before
     and sets all else back: what stands on the network to its first weights, the optimiser, the schedule
     (after Zhou et al. 2022, "Fortuitous Forgetting in Connectionist Networks")."""
-    optimizer: Literal["adam", "rmsprop"] = "adam"
-    """rmsprop has a momentum of 0.9 (Santoro et al. 2016, as far as their settings are known)."""
+    optimizer: Literal["adam", "rmsprop", "sgd"] = "adam"
+    """rmsprop has a momentum of 0.9 (Santoro et al. 2016, as far as their settings are known), sgd Nesterov's
+    of 0.9 (what classifiers are trained with: Chen et al. 2021, "Meta-Baseline")."""
+    weight_decay: StrictFloat = Field(default=0.0, ge=0)
+    """How much of each weight is added to its gradient."""
     learning_rate: Amount = 1e-3
     """Of a first step; of all, where the schedule is constant."""
     schedule: Literal["constant", "cosine"] = "cosine"
@@ -228,6 +231,10 @@ class TrainSettings(Settings):
     """What is tried first; left out, the settings are what they are."""
     float16: StrictBool = False
     """Whether matrices of weights are stored as float16, and not as whole steps in a third of the room."""
+
+    compiled: StrictBool = False
+    """Whether, on a GPU, the network of images is compiled and an update recorded once and replayed, by
+    learners of which that can be: it takes a minute for each shape of episodes, and saves time after that."""
 
     @property
     def measure(self) -> dict[str, Any]:

@@ -29,8 +29,9 @@ from fewshot.errors import EpisodeError, LearnerError, check_kind
 from fewshot.harness.config import TrainSettings
 from fewshot.harness.evaluate import Evaluation, evaluate
 from fewshot.harness.memory import check_memory
+from fewshot.harness.replay import Replayed
 from fewshot.learners.base import Learner, check_is_learner
-from fewshot.learners.image_network import image_network
+from fewshot.learners.image_network import has_image_network, image_network
 
 TRAINING_VERSION = 1
 """Raised by hand when figures may move by this loop, its schedule, calibration or augmentation."""
@@ -307,12 +308,26 @@ class _Run:
         self.log = TrainLog()
         self.first = self.best = _copy(learner.state_dict())
         self.optimizer = make_optimizer(learner, settings)
+        compiled = settings.compiled and device.type == "cuda"
+        self.replays = compiled and learner.steady and isinstance(settings.episodes.build(), KShot)
+        if compiled and has_image_network(learner):
+            image_network(learner).compile_training()
         self.saved_at = time.perf_counter()
         # What is only looked at now and then stays on the device until then.
         self.finite = torch.ones((), dtype=torch.bool, device=device)
         self.drawn: list[Tensor] = []
         if path and path.exists():
             self._load(path)
+        self._begin_updates()
+
+    def _begin_updates(self) -> None:
+        """Of a fresh or loaded optimiser, of whose memory a recording is."""
+        self.do: Callable[[EpisodeBatch], Tensor] = Replayed(self._update) if self.replays else self._update
+        rate = torch.zeros((), device=self.finite.device)
+        for group in self.optimizer.param_groups:
+            group["capturable"] = self.replays
+            if self.replays:
+                group["lr"] = rate
 
     def begin_generation(self) -> None:
         """Keep the network of images; all else of the learner, and the optimiser, are as at first."""
@@ -321,12 +336,20 @@ class _Run:
         self.learner.load_state_dict(self.first)
         network.load_state_dict(kept)
         self.optimizer = make_optimizer(self.learner, self.settings)
+        self._begin_updates()
 
-    def update(self, batch: Any) -> Tensor:
+    def update(self, batch: EpisodeBatch) -> Tensor:
         """One optimiser step; returns the loss."""
+        rate = learning_rate(self.settings, self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.settings, self.step)
+            if self.replays:
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
         self.learner.train()
+        return self.do(batch)
+
+    def _update(self, batch: EpisodeBatch) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.learner.loss(batch)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -391,10 +414,14 @@ class _Run:
 def make_optimizer(network: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
     """What takes the steps of a run."""
     parameters = list(network.parameters())
-    if settings.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=settings.learning_rate, fused=True)
-    # Santoro et al. 2016, as far as their settings are known.
-    return torch.optim.RMSprop(parameters, lr=settings.learning_rate, alpha=0.95, momentum=0.9)
+    shared: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    match settings.optimizer:
+        case "adam":
+            return torch.optim.Adam(parameters, fused=True, **shared)
+        case "sgd":
+            return torch.optim.SGD(parameters, momentum=0.9, nesterov=True, fused=True, **shared)
+        case "rmsprop":  # Santoro et al. 2016, as far as their settings are known
+            return torch.optim.RMSprop(parameters, alpha=0.95, momentum=0.9, **shared)
 
 
 def _training_batches(

@@ -12,7 +12,8 @@ The head starts from the classes' mean features. Its classes are those seen; the
 "new" one of `metric.py`.
 """
 
-from typing import Unpack
+from functools import partial
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from torch import Tensor
 from fewshot.learners.class_training import CosineClassifier
 from fewshot.learners.fitted_head import FittedHead, HeadOptions, descend
 from fewshot.learners.metric import cosines
+from fewshot.learners.options import check_above_zero
 
 SHARPNESS = 2.0
 """s, of the head; that of the classifier is learned."""
@@ -28,8 +30,21 @@ SHARPNESS = 2.0
 class BaselinePp(FittedHead):
     """A cosine head on a classifier's encoder; inductive, batch norm frozen, any way and shot."""
 
-    def __init__(self, image_shape: tuple[int, int, int], way: int, **shared: Unpack[HeadOptions]) -> None:
-        super().__init__(image_shape, way, classifier=CosineClassifier, **shared)
+    added_options: ClassVar[frozenset[str]] = frozenset({"first_length"})
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        way: int,
+        *,
+        first_length: float | None = None,
+        **shared: Unpack[HeadOptions],
+    ) -> None:
+        """first_length: of the vectors of the classifier, see `CosineClassifier`."""
+        if first_length is not None:
+            check_above_zero(first_length=first_length)
+        classifier = partial(CosineClassifier, first_length=first_length)
+        super().__init__(image_shape, way, classifier=classifier, **shared)
 
     def products(self, features: Tensor, others: Tensor) -> Tensor:
         return cosines(features, others)

@@ -35,11 +35,22 @@ CLASSIFIER = frozenset({"classifier"})
 
 
 class CosineClassifier(nn.Module):
-    """Cosines of features to a learned vector of each class, times a learned sharpness."""
+    """Cosines of features to a learned vector of each class, times a learned sharpness.
 
-    def __init__(self, feature_size: int, classes: int, sharpness: float = 10.0) -> None:
+    first_length: about that of the vectors before training; the longer they are, the more slowly they turn.
+        None: as numbers of unit variance have it, the root of feature_size.
+    """
+
+    def __init__(
+        self,
+        feature_size: int,
+        classes: int,
+        sharpness: float = 10.0,
+        first_length: float | None = None,
+    ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(classes, feature_size))
+        scale = 1.0 if first_length is None else first_length / math.sqrt(feature_size)
+        self.weight = nn.Parameter(scale * torch.randn(classes, feature_size))
         self.log_sharpness = nn.Parameter(torch.tensor(math.log(sharpness)))
 
     def forward(self, features: Tensor) -> Tensor:

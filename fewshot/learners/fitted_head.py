@@ -47,6 +47,7 @@ class FittedHead(BackboneLearner, StoringLearner):
     """A learner trained by classification that fits a head to the images shown; any way and shot."""
 
     training_only: ClassVar[frozenset[str]] = CLASSIFIER
+    steady: bool = True
 
     def __init__(
         self,

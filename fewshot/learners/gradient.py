@@ -73,6 +73,7 @@ class GradientLearner(AdaptingLearner):
     """
 
     batch_norm: BatchNormMode = "batch"
+    steady: bool = True
     presentations: ClassVar[tuple[int, ...] | None] = (1, 2, 3, 5, 10)
 
     second_order: ClassVar[bool]

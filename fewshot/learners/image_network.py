@@ -2,6 +2,7 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Self
 
 import torch
@@ -13,8 +14,8 @@ from fewshot.errors import LearnerError
 class ImageNetwork(nn.Module):
     """(..., channel, height, width) -> (..., output_size); subclasses say how, for one leading dimension.
 
-    Trained on a GPU, it computes in bfloat16 (weights, statistics and features stay float32); it answers in
-    float32.
+    Trained on a GPU, it computes in bfloat16 (weights, statistics and features stay float32), compiled if
+    that was asked for; it answers in float32.
 
     output_shape: an image's features before they are laid flat, (channel, height, width) where they are maps;
     name: as tables give it; frozen: whether it is not trained, see `freeze`.
@@ -23,6 +24,7 @@ class ImageNetwork(nn.Module):
     output_shape: tuple[int, ...]
     name: str
     frozen: bool = False
+    compiled_maps: Callable[[Tensor], Tensor] | None = None
 
     @property
     def output_size(self) -> int:
@@ -40,6 +42,10 @@ class ImageNetwork(nn.Module):
         """A frozen network stays in evaluation mode."""
         return super().train(mode and not self.frozen)
 
+    def compile_training(self) -> None:
+        """Have its layers fused from now on while it is trained, by `torch.compile`, for each shape anew."""
+        self.compiled_maps = torch.compile(self.maps, dynamic=False)
+
     @abstractmethod
     def maps(self, images: Tensor) -> Tensor:
         """(image, channel, height, width) -> (image, ...), `output_size` values each."""
@@ -47,8 +53,9 @@ class ImageNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(..., channel, height, width) -> (..., output_size)."""
         leading = images.shape[:-3]
+        compute = self.compiled_maps if self.training and self.compiled_maps else self.maps
         with torch.autocast("cuda", torch.bfloat16, enabled=images.is_cuda and self.training):
-            maps = self.maps(images.reshape(-1, *images.shape[-3:]))
+            maps = compute(images.reshape(-1, *images.shape[-3:]))
         return maps.to(images.dtype).reshape(*leading, self.output_size)
 
 
@@ -61,3 +68,8 @@ def image_network(learner: nn.Module) -> ImageNetwork:
         f"{type(learner).__name__} has no network of images to begin with or to keep: leave out start_from "
         "and generations"
     )
+
+
+def has_image_network(learner: nn.Module) -> bool:
+    """Whether a learner has a network to see images by."""
+    return any(isinstance(module, ImageNetwork) for module in learner.modules())

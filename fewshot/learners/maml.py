@@ -76,6 +76,7 @@ class Maml(GradientLearner):
             adapting = sum(1 for _ in (*self.backbone.parameters(), *self.head.parameters()))
             self.step_rates = nn.Parameter(torch.full((self.inner_steps, adapting), self.inner_learning_rate))
         self.multi_step_loss = multi_step_loss
+        self.steady = not multi_step_loss
         if multi_step_loss:
             self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 

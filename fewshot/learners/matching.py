@@ -50,6 +50,7 @@ class Matching(BackboneLearner, StoringLearner):
         """reading_steps: of a query, where context is full; sharpness: before training."""
         check_above_zero(sharpness=sharpness)
         super().__init__(image_shape, way, **shared)
+        self.steady = not full_context
         self.context = FullContext(self.feature_size, reading_steps) if full_context else None
         self.log_sharpness = nn.Parameter(torch.tensor(math.log(sharpness)))
         self.register_buffer("new_score", torch.tensor(NEW_COSINE * sharpness))

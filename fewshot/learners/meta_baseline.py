@@ -38,6 +38,7 @@ class MetaBaseline(BackboneLearner, CentroidLearner):
     """Nearest class mean by sharpened cosine; inductive, batch norm frozen, any way and shot."""
 
     training_only: ClassVar[frozenset[str]] = CLASSIFIER
+    steady: bool = True
 
     steps_done: Tensor
 

@@ -32,6 +32,7 @@ class Prototypical(BackboneLearner, CentroidLearner):
     """Nearest class mean of features; inductive unless refined, batch norm frozen, any way and shot."""
 
     added_options: ClassVar[frozenset[str]] = frozenset({"distance", "metric_scale", "refinements"})
+    steady: bool = True
 
     def __init__(
         self,

@@ -37,6 +37,7 @@ class SimpleShot(BackboneLearner, CentroidLearner):
     """Nearest mean of centred features of unit length; inductive, batch norm frozen, any way and shot."""
 
     training_only: ClassVar[frozenset[str]] = CLASSIFIER
+    steady: bool = True
 
     mean_feature: Tensor
 
