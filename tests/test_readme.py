@@ -199,7 +199,7 @@ def test_every_key_of_a_suite_is_explained() -> None:
     assert "| `way` | integer or [integer, integer] | 5 | Classes of an episode |\n" in suite_keys()
     assert "| `rotated` | [true or false, …] | [false] | Whether turned test classes" in suite_keys()
     assert "| `scale` | number ≥ 0, ≤ 0.9 | 0.0 | " in suite_keys()
-    assert '| `optimizer` | "adam" or "rmsprop" | "adam" | ' in suite_keys()
+    assert '| `optimizer` | "adam" or "rmsprop" or "sgd" | "adam" | ' in suite_keys()
     assert (
         '| { protocol = "kshot", way = 5, shot = 1, query = 5 } | The protocol of the training'
         in suite_keys()

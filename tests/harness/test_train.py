@@ -108,6 +108,7 @@ RUNS = pytest.mark.parametrize(
     [
         ("noisy", {}),
         ("lstm", {"episodes": STREAM, "optimizer": "rmsprop"}),
+        ("noisy", {"optimizer": "sgd", "weight_decay": 1e-3, "learning_rate": 0.01}),
         ("maml", {"augment": {"angle_degrees": 5.0}, "validate_on": KSHOT | {"way": 3, "shot": 2}}),
         ("lstm", {"episodes": STREAM, "generations": 2}),
         ("strings", {"episodes": GROWN, "curriculum": {"first_way": 2, "every": 3}, "watch_training": True}),
@@ -502,6 +503,33 @@ def test_a_generation_keeps_the_network_and_begins_all_else_afresh(split: Split)
         assert torch.equal(second[name], first[name]) != kept, name
     moved = (second["backbone.blocks.0.0.weight"] - last["backbone.blocks.0.0.weight"]).abs().max()
     assert 0 < moved < 2 * settings().learning_rate, "one update, no more"
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "moved"),
+    [
+        ("sgd", 0.5 * (0.1 + 0.9 * 0.1)),  # Nesterov's first step: the gradient, and the momentum of it
+        ("adam", 0.5),  # a rate, whatever the size
+        ("rmsprop", 0.5 / 0.05**0.5),
+    ],
+)
+def test_weights_decay_by_a_part_of_themselves(optimizer: str, moved: float) -> None:
+    """A weight of 1 with a gradient of 0, and a decay of 0.1, moves as by a gradient of 0.1."""
+    network = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.ones_(network.weight)
+    asked = settings(optimizer=optimizer, learning_rate=0.5, weight_decay=0.1)
+    network.weight.grad = torch.zeros(1, 1)
+    training.make_optimizer(network, asked).step()
+    assert network.weight.item() == pytest.approx(1 - moved, abs=1e-5)
+
+
+def test_on_a_cpu_compiled_trains_the_same(split: Split) -> None:
+    learners = [fresh("prototypical") for _ in range(2)]
+    runs = zip(learners, (False, True), strict=True)
+    results = [
+        outcome(learner, train(learner, split, settings(compiled=compiled))) for learner, compiled in runs
+    ]
+    assert results[0] == results[1]
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,18 @@ def test_the_loss_is_the_cross_entropy_over_all_classes() -> None:
     assert loss.item() == pytest.approx(np.mean(losses), rel=1e-6)
 
 
+def test_a_classifier_of_cosines_begins_with_vectors_of_the_length_asked_for() -> None:
+    lengths = [CosineClassifier(400, 50, first_length=asked).weight.norm(dim=1) for asked in (None, 1.0, 3.0)]
+    for found, expected in zip(lengths, (20.0, 1.0, 3.0), strict=True):
+        assert found.mean().item() == pytest.approx(expected, rel=0.02)
+    learner = build_learner("baseline_pp", SHAPE, WAY, SMALL | {"first_length": 2.0})
+    classifier = learner.get_submodule("classifier")
+    assert isinstance(classifier, CosineClassifier)
+    assert classifier.weight.norm(dim=1).mean().item() == pytest.approx(2.0, rel=0.1)
+    with pytest.raises(LearnerError, match=r"first_length must be above 0; got 0\.0"):
+        build_learner("baseline_pp", SHAPE, WAY, SMALL | {"first_length": 0.0})
+
+
 @pytest.mark.parametrize("name", CLASS_TRAINED)
 def test_a_checkpoint_leaves_the_classifier_out(name: str, tmp_path: Path) -> None:
     learner = build_learner(name, SHAPE, WAY, SMALL)

@@ -13,9 +13,11 @@ from fewshot.episodes.batch import EpisodeBatch, KShotBatch, StreamBatch, Suppor
 from fewshot.episodes.source import presentation
 from fewshot.errors import LearnerError
 from fewshot.learners import gradient
+from fewshot.learners.backbones import ConvBackbone, Downsample
 from fewshot.learners.check import check_learner
 from fewshot.learners.gradient import GradientLearner
 from fewshot.learners.maml import Fomaml, Maml
+from fewshot.learners.task_network import features, features_side_by_side, same_weights
 
 WAY = 3
 IMAGE_SHAPE = (1, 12, 12)
@@ -225,3 +227,26 @@ def test_another_way_is_refused() -> None:
 def test_wrong_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(LearnerError):
         Maml(IMAGE_SHAPE, WAY, **{**SMALL, **options})
+
+
+@pytest.mark.parametrize("downsample", ["stride", "pool"])
+def test_episodes_side_by_side_have_the_features_and_gradients_of_the_others(
+    downsample: Downsample,
+) -> None:
+    """What a GPU computes by, up to gradients of gradients."""
+    torch.manual_seed(0)
+    backbone = ConvBackbone((3, 13, 12), (4, 6), downsample=downsample, batch_norm="batch").double()
+    head = nn.Linear(backbone.output_size, 3).double()
+    body = [
+        (weight + 0.1 * torch.randn_like(weight)).detach().requires_grad_()
+        for weight in same_weights(backbone, head, 5)[:-2]
+    ]
+    images = torch.randn(5, 1, 7, 3, 13, 12, dtype=torch.double)
+    found = []
+    for of in (features, features_side_by_side):
+        answers = of(body, images, downsample)
+        once = torch.autograd.grad(answers.sin().sum(), body, create_graph=True)
+        twice = torch.autograd.grad(torch.stack([part.square().sum() for part in once]).sum(), body)
+        found.append([answers, *once, *twice])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
