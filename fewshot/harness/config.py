@@ -206,7 +206,7 @@ class TrainSettings(Settings):
     """rmsprop has a momentum of 0.9 (Santoro et al. 2016, as far as their settings are known), sgd Nesterov's
     of 0.9 (what classifiers are trained with: Chen et al. 2021, "Meta-Baseline")."""
     weight_decay: StrictFloat = Field(default=0.0, ge=0)
-    """How much of each weight is added to its gradient."""
+    """How much of each weight, of biases and norms too, is added to its gradient, once that is clipped."""
     learning_rate: Amount = 1e-3
     """Of a first step; of all, where the schedule is constant."""
     schedule: Literal["constant", "cosine"] = "cosine"
@@ -233,8 +233,9 @@ class TrainSettings(Settings):
     """Whether matrices of weights are stored as float16, and not as whole steps in a third of the room."""
 
     compiled: StrictBool = False
-    """Whether, on a GPU, the network of images is compiled and an update recorded once and replayed, by
-    learners of which that can be: half a minute at most for each shape of episodes, and faster after that."""
+    """Whether, on a GPU, the network of images is compiled and an update of K-shot episodes recorded once and
+    replayed, by learners of which that can be. (Conv4-64 took half a minute for each shape of episodes on an
+    H100, and was faster after that.)"""
 
     @property
     def measure(self) -> dict[str, Any]:

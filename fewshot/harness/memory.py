@@ -23,6 +23,7 @@ from fewshot.harness.config import TrainSettings
 from fewshot.harness.evaluate import embeds, episodes_at_once, images_of
 from fewshot.harness.features import Features, with_features
 from fewshot.harness.processes import keeps_memory
+from fewshot.harness.replay import replays
 from fewshot.harness.system_memory import available_memory, free_in_heap, resident_bytes, unread_bytes
 from fewshot.kernels.native import library
 from fewshot.learners.base import Learner
@@ -61,7 +62,9 @@ def predict_training_memory(
         look = max(_look_bytes(probe, settings, source) for source in looks)
     # Beside a step with its gradients: the optimiser's two moments and the best state so far, which is there
     # twice while a better one takes its place.
-    tensors = max(step, weights + look) + 2 * weights + 2 * state
+    # A recorded update keeps the memory of a step while it is looked at.
+    largest = step + look if replays(learner, settings, device) else max(step, weights + look)
+    tensors = largest + 2 * weights + 2 * state
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device) + int(OVERHEAD_GPU * tensors)
     more = max(0, int(_overhead() * tensors) - free_in_heap())

@@ -15,11 +15,25 @@ import torch
 from torch import Tensor
 
 from fewshot.episodes.batch import EpisodeBatch, with_each
+from fewshot.episodes.protocol import KShot
+from fewshot.errors import LearnerError
+from fewshot.harness.config import TrainSettings
+from fewshot.learners.base import Learner
+from fewshot.learners.image_network import ImageNetwork
 
 USUAL_FIRST = 3
-"""So many updates of a shape are done as usual, in which libraries choose how to go about it."""
+"""So many updates of a shape are done as usual, in which libraries choose how to go about it and the
+optimiser makes what it remembers."""
 
-Shape = tuple[torch.Size, ...]
+Shape = tuple[tuple[torch.Size, torch.dtype], ...]
+
+
+def replays(learner: Learner, settings: TrainSettings, device: torch.device) -> bool:
+    """Whether the updates of a training are recorded and replayed."""
+    networks = (module for module in learner.modules() if isinstance(module, ImageNetwork))
+    steady = learner.steady and all(network.steady for network in networks)
+    shown = isinstance(settings.episodes.build(), KShot)
+    return settings.compiled and device.type == "cuda" and steady and shown
 
 
 class Recording(NamedTuple):
@@ -31,7 +45,10 @@ class Recording(NamedTuple):
 
 
 class Replayed:
-    """An update that gives the same as `update`, which must wait for no number from the device."""
+    """An update that gives the same as `update`, of a learner that is steady.
+
+    Each shape of batches has a recording of its own; all use the same memory.
+    """
 
     def __init__(self, update: Callable[[EpisodeBatch], Tensor]) -> None:
         self.update = update
@@ -42,7 +59,7 @@ class Replayed:
 
     def __call__(self, batch: EpisodeBatch) -> Tensor:
         """Update by a batch; the loss."""
-        shape = tuple(part.shape for part in tensors(batch))
+        shape = tuple((part.shape, part.dtype) for part in tensors(batch))
         if shape not in self.recordings:
             self.done[shape] += 1
             if self.done[shape] <= USUAL_FIRST:
@@ -63,11 +80,19 @@ class Replayed:
         return loss
 
     def _record(self, batch: EpisodeBatch) -> Recording:
+        """Raises LearnerError for an update that cannot be recorded."""
         kept = with_each(batch, torch.clone)
         graph = torch.cuda.CUDAGraph()
-        # Relaxed: asking how much memory is free, as learners do, is no part of the recording.
-        with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="relaxed"):
-            loss = self.update(kept)
+        try:
+            # Relaxed: asking how much memory is free, as learners do, is no part of the recording.
+            with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="relaxed"):
+                loss = self.update(kept)
+        except RuntimeError as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise LearnerError(
+                f"an update cannot be recorded ({reason}): leave compiled out, or let the learner say "
+                "steady = False"
+            ) from error
         return Recording(graph, kept, loss)
 
 

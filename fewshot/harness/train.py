@@ -12,6 +12,7 @@ import os
 import pickle
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -29,9 +30,9 @@ from fewshot.errors import EpisodeError, LearnerError, check_kind
 from fewshot.harness.config import TrainSettings
 from fewshot.harness.evaluate import Evaluation, evaluate
 from fewshot.harness.memory import check_memory
-from fewshot.harness.replay import Replayed
+from fewshot.harness.replay import Replayed, replays
 from fewshot.learners.base import Learner, check_is_learner
-from fewshot.learners.image_network import has_image_network, image_network
+from fewshot.learners.image_network import ImageNetwork, image_network
 
 TRAINING_VERSION = 1
 """Raised by hand when figures may move by this loop, its schedule, calibration or augmentation."""
@@ -137,7 +138,8 @@ def train(
         log.draws.setdefault(pool.side, torch.zeros(len(pool), dtype=torch.int64))
     looked_draws = {side: count_draws(source, settings.validate_episodes) for side, source in looks.items()}
 
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    with forked, _compiled(learner, settings, device):
         began = time.perf_counter() - log.seconds
         for batch in _training_batches(largest, settings, run.step):
             torch.manual_seed(_step_seed(train_seed, run.step))
@@ -295,6 +297,17 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
     return settings.learning_rate * (floor + (1 - floor) * fall)
 
 
+@contextmanager
+def _compiled(learner: Learner, settings: TrainSettings, device: torch.device) -> Iterator[None]:
+    """Have the networks of a learner compiled meanwhile, where that is asked for and can be."""
+    wanted = settings.compiled and device.type == "cuda"
+    with ExitStack() as stack:
+        for module in learner.modules() if wanted else ():
+            if isinstance(module, ImageNetwork):
+                stack.enter_context(module.compiled())
+        yield
+
+
 class _Run:
     """The state of a run between two steps, and its file."""
 
@@ -308,21 +321,21 @@ class _Run:
         self.log = TrainLog()
         self.first = self.best = _copy(learner.state_dict())
         self.optimizer = make_optimizer(learner, settings)
-        compiled = settings.compiled and device.type == "cuda"
-        self.replays = compiled and learner.steady and isinstance(settings.episodes.build(), KShot)
-        if compiled and has_image_network(learner):
-            image_network(learner).compile_training()
+        self.replays = replays(learner, settings, device)
         self.saved_at = time.perf_counter()
         # What is only looked at now and then stays on the device until then.
         self.finite = torch.ones((), dtype=torch.bool, device=device)
         self.drawn: list[Tensor] = []
         if path and path.exists():
             self._load(path)
-        self._begin_updates()
+        self._prepare_updates()
 
-    def _begin_updates(self) -> None:
-        """Of a fresh or loaded optimiser, of whose memory a recording is."""
-        self.do: Callable[[EpisodeBatch], Tensor] = Replayed(self._update) if self.replays else self._update
+    def _prepare_updates(self) -> None:
+        """For a fresh or a loaded optimiser: where updates are replayed, its learning rate is a tensor.
+
+        A state that was saved by such a run goes on without, on a CPU, and the other way round.
+        """
+        self.take: Callable[[EpisodeBatch], Tensor] = Replayed(self._update) if self.replays else self._update
         rate = torch.zeros((), device=self.finite.device)
         for group in self.optimizer.param_groups:
             group["capturable"] = self.replays
@@ -336,7 +349,7 @@ class _Run:
         self.learner.load_state_dict(self.first)
         network.load_state_dict(kept)
         self.optimizer = make_optimizer(self.learner, self.settings)
-        self._begin_updates()
+        self._prepare_updates()
 
     def update(self, batch: EpisodeBatch) -> Tensor:
         """One optimiser step; returns the loss."""
@@ -347,7 +360,7 @@ class _Run:
             else:
                 group["lr"] = rate
         self.learner.train()
-        return self.do(batch)
+        return self.take(batch)
 
     def _update(self, batch: EpisodeBatch) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)

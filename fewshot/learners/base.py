@@ -46,8 +46,9 @@ class Learner(nn.Module, ABC):
     training_only: names of the modules that only training needs; a checkpoint leaves them out.
     classes: how many training classes there may be, where training tells all of them apart; None for any.
     backbone_name: what turns images into features, as tables name it; None for learners on pixels.
-    steady: whether an update does the same for every batch of K-shot episodes of a shape and waits for no
-        number from the device, so that a GPU can replay it; an option may decide it.
+    steady: whether an update does the same for every batch of K-shot episodes of a shape, changes what it
+        remembers in place and waits for no number from the device, so that a GPU can replay it; an option
+        may decide it. What is derived from a steady learner and has a `loss` of its own says it anew.
     presentations: the presentations that the learner answers in a stream, None for all; where answering is
         expensive, the record says which were asked.
     added_options: options that came after figures were recorded, and whose defaults do what was done before:

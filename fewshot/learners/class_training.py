@@ -37,8 +37,8 @@ CLASSIFIER = frozenset({"classifier"})
 class CosineClassifier(nn.Module):
     """Cosines of features to a learned vector of each class, times a learned sharpness.
 
-    first_length: about that of the vectors before training; the longer they are, the more slowly they turn.
-        None: as numbers of unit variance have it, the root of feature_size.
+    first_length: about how long a vector is before training; the longer, the more slowly it turns. None: the
+        root of feature_size, as of entries of unit variance.
     """
 
     def __init__(

@@ -2,7 +2,8 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Self
 
 import torch
@@ -18,12 +19,13 @@ class ImageNetwork(nn.Module):
     that was asked for; it answers in float32.
 
     output_shape: an image's features before they are laid flat, (channel, height, width) where they are maps;
-    name: as tables give it; frozen: whether it is not trained, see `freeze`.
+    name: as tables give it; frozen: whether it is not trained, see `freeze`; steady: as `Learner` has it.
     """
 
     output_shape: tuple[int, ...]
     name: str
     frozen: bool = False
+    steady: bool = True
     compiled_maps: Callable[[Tensor], Tensor] | None = None
 
     @property
@@ -42,9 +44,16 @@ class ImageNetwork(nn.Module):
         """A frozen network stays in evaluation mode."""
         return super().train(mode and not self.frozen)
 
-    def compile_training(self) -> None:
-        """Have its layers fused from now on while it is trained, by `torch.compile`, for each shape anew."""
+    @contextmanager
+    def compiled(self) -> Iterator[None]:
+        """Where it is trained meanwhile, its layers are fused by `torch.compile`, for each shape of images
+        anew; after eight shapes torch leaves further ones as they are.
+        """
         self.compiled_maps = torch.compile(self.maps, dynamic=False)
+        try:
+            yield
+        finally:
+            self.compiled_maps = None
 
     @abstractmethod
     def maps(self, images: Tensor) -> Tensor:
@@ -53,7 +62,7 @@ class ImageNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(..., channel, height, width) -> (..., output_size)."""
         leading = images.shape[:-3]
-        compute = self.compiled_maps if self.training and self.compiled_maps else self.maps
+        compute = self.compiled_maps if self.compiled_maps and self.training else self.maps
         with torch.autocast("cuda", torch.bfloat16, enabled=images.is_cuda and self.training):
             maps = compute(images.reshape(-1, *images.shape[-3:]))
         return maps.to(images.dtype).reshape(*leading, self.output_size)
@@ -68,8 +77,3 @@ def image_network(learner: nn.Module) -> ImageNetwork:
         f"{type(learner).__name__} has no network of images to begin with or to keep: leave out start_from "
         "and generations"
     )
-
-
-def has_image_network(learner: nn.Module) -> bool:
-    """Whether a learner has a network to see images by."""
-    return any(isinstance(module, ImageNetwork) for module in learner.modules())

@@ -13,8 +13,8 @@ def check_at_least(minimum: int, **options: float | None) -> None:
 def check_above_zero(**options: float) -> None:
     """Raise LearnerError for the first of these options that is not above 0."""
     for name, value in options.items():
-        if not value > 0:
-            raise LearnerError(f"{name} must be above 0; got {value}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise LearnerError(f"{name} must be above 0; got {value!r}")
 
 
 def check_fraction(**options: float) -> None:

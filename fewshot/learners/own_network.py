@@ -21,6 +21,8 @@ class OwnNetwork(ImageNetwork):
     Raises LearnerError where no module is made, or it gives no row or map of numbers for each image.
     """
 
+    steady: bool = False  # nobody knows what it does
+
     def __init__(
         self, image_shape: tuple[int, int, int], name: str, build: Builder, *, frozen: bool = False
     ) -> None:

@@ -523,6 +523,11 @@ def test_weights_decay_by_a_part_of_themselves(optimizer: str, moved: float) -> 
     assert network.weight.item() == pytest.approx(1 - moved, abs=1e-5)
 
 
+def test_a_decay_below_zero_is_refused() -> None:
+    with pytest.raises(ValidationError, match="greater than or equal to 0"):
+        settings(weight_decay=-1.0)
+
+
 def test_on_a_cpu_compiled_trains_the_same(split: Split) -> None:
     learners = [fresh("prototypical") for _ in range(2)]
     runs = zip(learners, (False, True), strict=True)

@@ -3,6 +3,7 @@ kernels give what its layers give one by one.
 """
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -182,3 +183,21 @@ def test_on_a_gpu_training_is_in_mixed_precision_and_answering_is_not() -> None:
     backbone.eval()
     reference = copy.deepcopy(backbone).cpu()(images)
     torch.testing.assert_close(backbone(images.cuda()).cpu(), reference, rtol=1e-3, atol=1e-3)
+
+
+def test_a_network_is_compiled_while_it_is_asked_for_and_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = ConvBackbone((1, 12, 12), (4,))
+    images, seen = torch.randn(3, 1, 12, 12), []
+
+    def compiled(function: Callable[[Tensor], Tensor], *, dynamic: bool) -> Callable[[Tensor], Tensor]:
+        assert not dynamic
+        return lambda given: seen.append(len(given)) or function(given)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    expected = network(images)
+    with network.compiled():
+        torch.testing.assert_close(network(images), expected)
+        network.eval()(images)
+        assert seen == [3]
+    network.train()(images)
+    assert seen == [3]

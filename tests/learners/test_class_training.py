@@ -12,6 +12,7 @@ from fewshot.errors import LearnerError
 from fewshot.harness.checkpoint import _read, load_learner, save_learner
 from fewshot.harness.config import TrainSettings
 from fewshot.harness.train import train as train_by_settings
+from fewshot.learners.baseline_pp import BaselinePp
 from fewshot.learners.class_training import CosineClassifier, all_class_ids, classification_loss
 from fewshot.learners.meta_baseline import MetaBaseline
 from fewshot.learners.metric import all_images
@@ -60,8 +61,9 @@ def test_a_classifier_of_cosines_begins_with_vectors_of_the_length_asked_for() -
     classifier = learner.get_submodule("classifier")
     assert isinstance(classifier, CosineClassifier)
     assert classifier.weight.norm(dim=1).mean().item() == pytest.approx(2.0, rel=0.1)
-    with pytest.raises(LearnerError, match=r"first_length must be above 0; got 0\.0"):
-        build_learner("baseline_pp", SHAPE, WAY, SMALL | {"first_length": 0.0})
+    for wrong in (0.0, -1.0, "1", True):
+        with pytest.raises(LearnerError, match=f"first_length must be above 0; got {wrong!r}"):
+            BaselinePp(SHAPE, WAY, widths=(4, 4), first_length=wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", CLASS_TRAINED)
