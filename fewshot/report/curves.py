@@ -4,6 +4,7 @@ Where a learner was trained with several seeds, each is a thin line and their me
 share a colour (variants of one method) are told apart by their dashes, and each is named beside its end.
 """
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,8 @@ PAPER_SUITES, PAPER_EPISODES = "santoro", 100_000
 
 SEEDS_NOTE = "thin: a training seed, thick: the mean"
 MOST_COLUMNS = 4
+LETTERS_PER_INCH = 13
+"""Of the lines beneath a title: fewer than fit, for letters differ in width."""
 
 
 class Quantity(NamedTuple):
@@ -125,8 +128,13 @@ def curves_figure(
     papers = {row: name for name, row in reversed((published or {}).items())}  # two learners may share one
     labels = [*learners, *(f"{row.learner} (paper)" for row in papers)]
     names_width = 0.45 + 0.085 * max(14, *map(len, labels))
-    figure = new_figure(8.0 + names_width, 4.8)
-    left, bottom, width, height = margins(figure, left=0.65, right=names_width, bottom=0.58, top=0.84)
+    told = "validation classes, each learner under the protocol that its weights are selected on"
+    told += "".join(f"  ·  on {gpu}: {', '.join(names)}" for gpu, names in (gpus or {}).items())
+    lines = textwrap.wrap(told, int(LETTERS_PER_INCH * (8.0 + names_width)))
+    more = 0.18 * (len(lines) - 1)
+    figure = new_figure(8.0 + names_width, 4.8 + more)
+    top = 0.84 + more
+    left, bottom, width, height = margins(figure, left=0.65, right=names_width, bottom=0.58, top=top)
     edges = {"left": left, "right": left + width, "bottom": bottom, "top": bottom + height}
     panels = figure.subplots(1, 2, sharey=True, gridspec_kw=edges | {"wspace": 0.06})
     colors = [learner_style(name).color for name in learners]
@@ -153,9 +161,7 @@ def curves_figure(
     if marked:
         panels[0].axvline(marked, color=GREY, lw=0.9, ls=(0, (1, 2)), zorder=1)
         notes.append(f"upright line: {marked:,} episodes, as the paper")
-    told = "validation classes, each learner under the protocol that its weights are selected on"
-    told += "".join(f"  ·  on {gpu}: {', '.join(names)}" for gpu, names in (gpus or {}).items())
-    add_title(figure, quantity.title, told, "  ·  ".join(notes))
+    add_title(figure, quantity.title, *lines, "  ·  ".join(notes))
     return figure
 
 

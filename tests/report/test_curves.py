@@ -136,6 +136,11 @@ def test_whoever_was_trained_on_a_gpu_is_named(tmp_path: Path) -> None:
     results.append(trained("mann:answering_with_its_weights", train_device="NVIDIA H100"))  # has no curve
     told = [text.get_text() for text in curve_figures(read_curves(tmp_path), results)["curves"].texts]
     assert any(line.endswith("selected on  ·  on NVIDIA H100: mann") for line in told)
+    several = [trained("mann", train_device=f"NVIDIA H100 {number}") for number in range(9)]
+    figure = curve_figures(read_curves(tmp_path), several)["curves"]
+    width = figure.get_window_extent().width
+    assert all(text.get_window_extent().x1 < width for text in figure.texts)
+    assert figure.texts[-2].get_text().endswith("NVIDIA H100 8: mann")
     older = [trained("mann"), trained("lstm", train_device="cpu")]
     told = [text.get_text() for text in curve_figures(read_curves(tmp_path), older)["curves"].texts]
     assert any(line.endswith("selected on") for line in told)
