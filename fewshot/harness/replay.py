@@ -32,8 +32,8 @@ def replays(learner: Learner, settings: TrainSettings, device: torch.device) -> 
     """Whether the updates of a training are recorded and replayed."""
     networks = (module for module in learner.modules() if isinstance(module, ImageNetwork))
     steady = learner.steady and all(network.steady for network in networks)
-    shown = isinstance(settings.episodes.build(), KShot)
-    return settings.compiled and device.type == "cuda" and steady and shown
+    kshot = isinstance(settings.episodes.build(), KShot)
+    return settings.compiled and device.type == "cuda" and steady and kshot
 
 
 class Recording(NamedTuple):

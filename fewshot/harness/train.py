@@ -336,11 +336,10 @@ class _Run:
         A state that was saved by such a run goes on without, on a CPU, and the other way round.
         """
         self.take: Callable[[EpisodeBatch], Tensor] = Replayed(self._update) if self.replays else self._update
-        rate = torch.zeros((), device=self.finite.device)
         for group in self.optimizer.param_groups:
             group["capturable"] = self.replays
             if self.replays:
-                group["lr"] = rate
+                group["lr"] = torch.zeros((), device=self.finite.device)
 
     def begin_generation(self) -> None:
         """Keep the network of images; all else of the learner, and the optimiser, are as at first."""
