@@ -23,6 +23,10 @@ class Augment:
     shear: slant, as the tangent of its angle.
     mirror: whether every other image, by chance, has left and right exchanged first; for photographs, where
         that makes no other class.
+    crop: side, in pixels, of the window in the middle that is left of an image then; None leaves it whole.
+        With a shift the window is anywhere. For networks that take images of any size: a smaller one costs
+        less, and the whole image is answered (Touvron et al. 2019, "Fixing the train-test resolution
+        discrepancy").
     """
 
     angle_degrees: float = 11.25
@@ -30,6 +34,7 @@ class Augment:
     scale: float = 0.0
     shear: float = 0.0
     mirror: bool = False
+    crop: int | None = None
 
     def __post_init__(self) -> None:
         limits = (("angle_degrees", 180.0), ("shift", 1.0), ("scale", 0.9), ("shear", 1.0))
@@ -37,6 +42,23 @@ class Augment:
             value = getattr(self, name)
             if not 0 <= value <= largest:
                 raise EpisodeError(f"augmentation's {name} must lie in 0..{largest:g}; got {value}")
+        if self.crop is not None and self.crop < 1:
+            raise EpisodeError(f"augmentation's crop must be at least 1 pixel; got {self.crop}")
+
+    def check_fits(self, image_shape: tuple[int, int, int]) -> None:
+        """Raise EpisodeError for a crop that is larger than (channel, height, width) images."""
+        if self.crop is not None and self.crop > min(image_shape[1:]):
+            raise EpisodeError(
+                f"augmentation's crop of {self.crop} pixels does not fit images of {image_shape[1]}x"
+                f"{image_shape[2]}: lower it, or leave it out"
+            )
+
+    def cropped(self, images: Tensor) -> Tensor:
+        """What is left of images (..., channel, height, width): the window in the middle, or all."""
+        if self.crop is None:
+            return images
+        top, left = ((size - self.crop) // 2 for size in images.shape[-2:])
+        return images[..., top : top + self.crop, left : left + self.crop].contiguous()
 
     def maps(self, keys: Tensor) -> Tensor:
         """(..., 2, 3) float32 affine maps, drawn from int64 hashes (...), as `warp` takes them."""

@@ -121,6 +121,14 @@ def with_each(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
     return result
 
 
+def with_images(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """The batch with the same change made to its images alone."""
+    if isinstance(batch, KShotBatch):
+        support = batch.support._replace(images=change(batch.support.images))
+        return batch._replace(support=support, query_images=change(batch.query_images))
+    return batch._replace(images=change(batch.images))
+
+
 def some_episodes(batch: Batch, which: slice) -> Batch:
     """Those episodes of a batch, as a batch."""
     return with_each(batch, lambda part: part[which])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fewshot.data.split import ClassPool
 from fewshot.episodes.augment import Augment
-from fewshot.episodes.batch import EpisodeBatch
+from fewshot.episodes.batch import EpisodeBatch, with_images
 from fewshot.episodes.codes import draw_codes
 from fewshot.episodes.hashing import draw_distinct, fold, key_of, uniform_below
 from fewshot.episodes.protocol import KShot, Protocol, Stream, bounds
@@ -51,6 +51,8 @@ class EpisodeSampler(EpisodeSource):
         check_kind("episode_seed", episode_seed, Integral, "give a number")
         check_kind("augment", augment, (Augment, NoneType), "give a fewshot.Augment(), or leave it out")
         _check_supply(pool, protocol)
+        if augment is not None:
+            augment.check_fits(pool.image_set.image_shape)
         super().__init__(pool, protocol, device)
         if isinstance(protocol, KShot) and protocol.variable:
             self.shape_block = protocol.block
@@ -86,7 +88,8 @@ class EpisodeSampler(EpisodeSource):
         if self.augment is None:
             return self.render(indices)
         keys = fold(self._episode_keys("augmentation", start, count), torch.arange(indices.labels.shape[1]))
-        return self.render(indices, self.augment.maps(keys).to(self.device, non_blocking=True))
+        batch = self.render(indices, self.augment.maps(keys).to(self.device, non_blocking=True))
+        return with_images(batch, self.augment.cropped)
 
     def indices(self, start: int, count: int) -> EpisodeIndices:
         check_range(start, count)

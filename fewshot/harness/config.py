@@ -148,7 +148,7 @@ Test = Annotated[KShotTest | StreamTest, Field(discriminator="protocol")]
 class AugmentSettings(Settings):
     """`fewshot.Augment` in a file: random affine change of each training image."""
 
-    added: ClassVar[frozenset[str]] = frozenset({"mirror"})
+    added: ClassVar[frozenset[str]] = frozenset({"mirror", "crop"})
 
     angle_degrees: StrictFloat = Field(11.25, ge=0, le=180)
     """Largest rotation."""
@@ -160,6 +160,8 @@ class AugmentSettings(Settings):
     """Largest slant, as the tangent of its angle."""
     mirror: StrictBool = False
     """Whether every other image, by chance, has left and right exchanged."""
+    crop: Count | None = None
+    """Side, in pixels, of the window in the middle that is left then; left out, the whole image."""
 
     def build(self) -> Augment:
         return Augment(**self.model_dump())

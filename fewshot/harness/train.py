@@ -241,6 +241,11 @@ def check_askable(learner: Learner, split: Split, settings: TrainSettings) -> No
         )
     if settings.generations > 1:
         image_network(learner)  # raises where it has none, of which a generation could be
+    if settings.augment and settings.augment.crop and not learner.any_size:
+        raise LearnerError(
+            f"{type(learner).__name__} reads images of one size and cannot be trained on windows of them: "
+            "leave out augment's crop, or give a backbone whose features are averaged over the image"
+        )
     for protocol in (settings.episodes.build(), validation_protocol(settings)):
         if reason := learner.refusal(protocol):
             raise LearnerError(reason)

@@ -157,8 +157,12 @@ class ConvBackbone(ImageNetwork):
         downsample: Downsample = "pool",
         batch_norm: BatchNormMode = "frozen",
         halvings: int | None = None,
+        averaged: bool = False,
     ) -> None:
-        """halvings: how many of the blocks, from the first on, halve the image; None for all."""
+        """halvings: how many of the blocks, from the first on, halve the image; None for all.
+
+        averaged: whether features are the means of the last maps, and not these laid flat.
+        """
         super().__init__()
         channels, height, width = image_shape
         rounding = 1 if downsample == "stride" else 0  # a stride rounds odd sizes up, pooling rounds down
@@ -172,7 +176,8 @@ class ConvBackbone(ImageNetwork):
             )
         check_at_least(1, widths=min(widths))
         self.image_shape = image_shape
-        self.output_shape = (widths[-1], height, width)
+        self.output_shape = (widths[-1],) if averaged else (widths[-1], height, width)
+        self.averaged = self.any_size = averaged
         self.blocks = nn.Sequential(
             *(
                 ConvBlock(
@@ -188,10 +193,11 @@ class ConvBackbone(ImageNetwork):
         same = len(set(widths)) == 1
         sizes = str(widths[0]) if same else "-".join(map(str, widths))
         self.name = f"Conv{len(widths)}-{sizes}" + (" strided" if downsample == "stride" else "")
+        self.name += " averaged" * averaged
 
     def maps(self, images: Tensor) -> Tensor:
         maps: Tensor = self.blocks(images)
-        return maps
+        return maps.mean((2, 3)) if self.averaged else maps
 
 
 _OWN = Known[Builder](
@@ -224,6 +230,10 @@ class Backbone:
         other options of convolutions mean nothing to these.
     weights: of torchvision's alone, see there. frozen: of torchvision's and one's own, which are not trained
         then. drop_rate: of DropBlock in ResNet-12.
+    averaged, halvings: of convolutions alone. averaged: features are the means of the last maps (64 of
+        Conv4-64), which say what is in an image and not where, and the network takes images of any size;
+        halvings: how many blocks halve the image, 3 in Tian et al. 2020 ("Rethinking Few-Shot Image
+        Classification"), whose Conv4 is averaged; left out, what the learner has.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -232,9 +242,14 @@ class Backbone:
     weights: str | None = None
     frozen: bool = False
     drop_rate: float = 0.0
+    averaged: bool = False
+    halvings: int | None = None
 
     def __post_init__(self) -> None:
         check_fraction(drop_rate=self.drop_rate)
+        check_at_least(0, halvings=self.halvings)
+        if self.name != "conv" and (self.averaged or self.halvings is not None):
+            raise LearnerError(f"averaged and halvings are of convolutions alone; got {self.name!r}")
         if self.own:
             _OWN.find(self.name)
         elif self.frozen and self.name not in get_args(Architecture):
@@ -264,7 +279,12 @@ class Backbone:
         match self.name:
             case "conv":
                 return ConvBackbone(
-                    image_shape, widths, downsample=downsample, batch_norm=batch_norm, halvings=halvings
+                    image_shape,
+                    widths,
+                    downsample=downsample,
+                    batch_norm=batch_norm,
+                    halvings=halvings if self.halvings is None else self.halvings,
+                    averaged=self.averaged,
                 )
             case "resnet12" | "resnet12_narrow":
                 return ResNet12(image_shape, RESNET12_WIDTHS[self.name], self.drop_rate)

@@ -46,6 +46,8 @@ class Learner(nn.Module, ABC):
     training_only: names of the modules that only training needs; a checkpoint leaves them out.
     classes: how many training classes there may be, where training tells all of them apart; None for any.
     backbone_name: what turns images into features, as tables name it; None for learners on pixels.
+    any_size: whether it can be trained on images of another height and width than it is built for, as parts
+        of them are; an option may decide it.
     steady: whether an update does the same for every batch of K-shot episodes of a shape, changes what it
         remembers in place and waits for no number from the device, so that a GPU can replay it; an option
         may decide it. What is derived from a steady learner and has a `loss` of its own says it anew.
@@ -66,6 +68,7 @@ class Learner(nn.Module, ABC):
     training_only: ClassVar[frozenset[str]] = frozenset()
     classes: int | None = None
     backbone_name: str | None = None
+    any_size: bool = False
     steady: bool = False
     presentations: ClassVar[tuple[int, ...] | None] = None
     added_options: ClassVar[frozenset[str]] = frozenset()
@@ -154,6 +157,8 @@ class Learner(nn.Module, ABC):
         there = tuple(shape[-3:]), dtype
         weights = (weight.dtype for weight in self.parameters())
         asked = tuple(self.image_shape), next(weights, dtype)
+        if self.training and self.any_size:
+            asked = (self.image_shape[0], *there[0][1:]), asked[1]
         if there != asked:
             told, got = (
                 f"{image_shape} in {str(kind).removeprefix('torch.')}" for image_shape, kind in (asked, there)

@@ -138,6 +138,7 @@ class BackboneLearner(EmbeddingLearner):
         self.views = views
         self.backbone = backbone.build(image_shape, widths, halvings=halvings)
         self.backbone_name = self.backbone.name
+        self.any_size = self.backbone.any_size
         self.feature_size = self.backbone.output_size
 
     def embed(self, images: Tensor) -> Tensor:

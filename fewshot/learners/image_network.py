@@ -19,11 +19,12 @@ class ImageNetwork(nn.Module):
     that was asked for; it answers in float32.
 
     output_shape: an image's features before they are laid flat, (channel, height, width) where they are maps;
-    name: as tables give it; frozen: whether it is not trained, see `freeze`; steady: as `Learner` has it.
+    name: as tables give it; any_size: whether the features of larger and smaller images are as many; frozen: whether it is not trained, see `freeze`; steady: as `Learner` has it.
     """
 
     output_shape: tuple[int, ...]
     name: str
+    any_size: bool = False
     frozen: bool = False
     steady: bool = True
     compiled_maps: Callable[[Tensor], Tensor] | None = None
