@@ -159,14 +159,15 @@ class ConvBackbone(ImageNetwork):
         halvings: int | None = None,
         averaged: bool = False,
     ) -> None:
-        """halvings: how many of the blocks, from the first on, halve the image; None for all.
+        """averaged: features are the means of the last maps, and not these laid flat (`Backbone`).
 
-        averaged: whether features are the means of the last maps, and not these laid flat.
+        halvings: how many of the blocks, from the first on, halve the image; None for all, and for all but
+        the last where features are averaged.
         """
         super().__init__()
         channels, height, width = image_shape
         rounding = 1 if downsample == "stride" else 0  # a stride rounds odd sizes up, pooling rounds down
-        halvings = len(widths) if halvings is None else halvings
+        halvings = len(widths) - averaged if halvings is None else halvings
         for _ in widths[:halvings]:
             height, width = (height + rounding) // 2, (width + rounding) // 2
         if not widths or min(height, width) < 1:
@@ -230,10 +231,9 @@ class Backbone:
         other options of convolutions mean nothing to these.
     weights: of torchvision's alone, see there. frozen: of torchvision's and one's own, which are not trained
         then. drop_rate: of DropBlock in ResNet-12.
-    averaged, halvings: of convolutions alone. averaged: features are the means of the last maps (64 of
-        Conv4-64), which say what is in an image and not where, and the network takes images of any size;
-        halvings: how many blocks halve the image, 3 in Tian et al. 2020 ("Rethinking Few-Shot Image
-        Classification"), whose Conv4 is averaged; left out, what the learner has.
+    averaged: of convolutions alone: the last block does not halve, and features are the means of its maps,
+        64 of Conv4-64, which say what is in an image and not where (Tian et al. 2020, "Rethinking Few-Shot
+        Image Classification"). Such a network takes images of any size.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -243,13 +243,11 @@ class Backbone:
     frozen: bool = False
     drop_rate: float = 0.0
     averaged: bool = False
-    halvings: int | None = None
 
     def __post_init__(self) -> None:
         check_fraction(drop_rate=self.drop_rate)
-        check_at_least(0, halvings=self.halvings)
-        if self.name != "conv" and (self.averaged or self.halvings is not None):
-            raise LearnerError(f"averaged and halvings are of convolutions alone; got {self.name!r}")
+        if self.averaged and self.name != "conv":
+            raise LearnerError(f"averaged is of convolutions alone; got {self.name!r}")
         if self.own:
             _OWN.find(self.name)
         elif self.frozen and self.name not in get_args(Architecture):
@@ -283,7 +281,7 @@ class Backbone:
                     widths,
                     downsample=downsample,
                     batch_norm=batch_norm,
-                    halvings=halvings if self.halvings is None else self.halvings,
+                    halvings=halvings,
                     averaged=self.averaged,
                 )
             case "resnet12" | "resnet12_narrow":

@@ -19,7 +19,8 @@ class ImageNetwork(nn.Module):
     that was asked for; it answers in float32.
 
     output_shape: an image's features before they are laid flat, (channel, height, width) where they are maps;
-    name: as tables give it; any_size: whether the features of larger and smaller images are as many; frozen: whether it is not trained, see `freeze`; steady: as `Learner` has it.
+    name: as tables give it; any_size: whether larger and smaller images have as many features; frozen:
+    whether it is not trained, see `freeze`; steady: as `Learner` has it.
     """
 
     output_shape: tuple[int, ...]
