@@ -29,7 +29,7 @@ class Anil(GradientLearner):
     def trajectory(self, images: Tensor, labels: Tensor, *, second_order: bool) -> Iterator[Weights]:
         *body, head, bias = same_weights(self.backbone, self.head, len(images))
         with torch.set_grad_enabled(second_order):
-            shown = features(body, images.unsqueeze(1), self.downsample)
+            shown = features(body, images.unsqueeze(1), self.backbone.layout)
 
         def loss(head: Weights, step: int) -> Tensor:
             return inner_loss(named(head, shown)[:, 0], labels)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from fewshot.learners.pretrained import Architecture, TorchvisionResNet
 from fewshot.learners.resnet12 import ResNet12
 
 Downsample = Literal["pool", "stride"]
+Halving = Downsample | Literal["none"]
 BatchNormMode = Literal["none", "frozen", "batch"]
 RESNET12_WIDTHS: dict[str, tuple[int, int, int, int]] = {
     "resnet12": (64, 160, 320, 640),
@@ -52,7 +53,7 @@ class ConvBlock(nn.Sequential):
         channels: int,
         width: int,
         *,
-        downsample: Downsample | Literal["none"] = "pool",
+        downsample: Halving = "pool",
         batch_norm: BatchNormMode = "frozen",
     ) -> None:
         stride = 2 if downsample == "stride" else 1
@@ -142,6 +143,15 @@ def _follow(norm: nn.BatchNorm2d, seen: normalise.Normalised) -> None:
         variance.lerp_(seen.variance.mean(0) * (seen.size / max(seen.size - 1, 1)), norm.momentum)
 
 
+class Layout(NamedTuple):
+    """What a stack of blocks is beside its weights: how each of them halves the image, if it does, and whether
+    features are the means of the last maps.
+    """
+
+    downsample: tuple[Halving, ...]
+    averaged: bool = False
+
+
 class ConvBackbone(ImageNetwork):
     """A stack of `ConvBlock`s, flattened: (..., channel, height, width) -> (..., output_size).
 
@@ -178,16 +188,15 @@ class ConvBackbone(ImageNetwork):
         check_at_least(1, widths=min(widths))
         self.image_shape = image_shape
         self.output_shape = (widths[-1],) if averaged else (widths[-1], height, width)
-        self.averaged = self.any_size = averaged
+        self.any_size = averaged
+        each: list[Halving] = [downsample] * halvings + ["none"] * (len(widths) - halvings)
+        self.layout = Layout(tuple(each), averaged)
         self.blocks = nn.Sequential(
             *(
-                ConvBlock(
-                    before,
-                    after,
-                    downsample=downsample if number < halvings else "none",
-                    batch_norm=batch_norm,
+                ConvBlock(before, after, downsample=halving, batch_norm=batch_norm)
+                for (before, after), halving in zip(
+                    pairwise((channels, *widths)), self.layout.downsample, strict=True
                 )
-                for number, (before, after) in enumerate(pairwise((channels, *widths)))
             )
         )
         self.to(memory_format=torch.channels_last)
@@ -198,7 +207,7 @@ class ConvBackbone(ImageNetwork):
 
     def maps(self, images: Tensor) -> Tensor:
         maps: Tensor = self.blocks(images)
-        return maps.mean((2, 3)) if self.averaged else maps
+        return maps.mean((2, 3)) if self.layout.averaged else maps
 
 
 _OWN = Known[Builder](

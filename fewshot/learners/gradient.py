@@ -53,6 +53,7 @@ class NetworkOptions(TypedDict, total=False):
 
     widths: tuple[int, ...]
     downsample: Downsample
+    averaged: bool
     statistics: Statistics
 
 
@@ -75,6 +76,7 @@ class GradientLearner(AdaptingLearner):
     batch_norm: BatchNormMode = "batch"
     steady: bool = True
     presentations: ClassVar[tuple[int, ...] | None] = (1, 2, 3, 5, 10)
+    added_options: ClassVar[frozenset[str]] = frozenset({"averaged"})
 
     second_order: ClassVar[bool]
 
@@ -85,6 +87,7 @@ class GradientLearner(AdaptingLearner):
         *,
         widths: tuple[int, ...] = (64, 64, 64, 64),
         downsample: Downsample = "stride",
+        averaged: bool = False,
         inner_learning_rate: float = 0.4,
         inner_steps: int = 1,
         inner_steps_test: int = 3,
@@ -93,6 +96,7 @@ class GradientLearner(AdaptingLearner):
         """Defaults are those of MAML's paper for Omniglot, 5-way (appendix A.1).
 
         widths: channels of each convolution block. downsample: by the convolutions' stride, or by pooling.
+        averaged: whether the head stands on the last maps' means, see `fewshot.learners.backbones.Backbone`.
         inner_steps, inner_steps_test: in training and in evaluation.
         statistics: the images that share a batch norm with a query, see above.
         """
@@ -108,7 +112,10 @@ class GradientLearner(AdaptingLearner):
         self.inner_steps = inner_steps
         self.inner_steps_test = inner_steps_test
         # These hold the initial weights; the episodes' own go through `logits`.
-        self.backbone = ConvBackbone(image_shape, widths, downsample=downsample, batch_norm="batch")
+        self.backbone = ConvBackbone(
+            image_shape, widths, downsample=downsample, batch_norm="batch", averaged=averaged
+        )
+        self.any_size = self.backbone.any_size
         self.backbone_name = self.backbone.name
         self.head = nn.Linear(self.backbone.output_size, way)
         for weight in self.parameters():
@@ -118,7 +125,6 @@ class GradientLearner(AdaptingLearner):
                 nn.init.kaiming_normal_(weight)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
-        self.downsample = downsample
 
     @property
     def steps(self) -> int:
@@ -148,7 +154,7 @@ class GradientLearner(AdaptingLearner):
         """(batch, set, image, channel, height, width) -> (batch, set, image, way); a set is normalised
         together. step: the inner step that the weights are about to take, or took last.
         """
-        return logits(weights, images, self.downsample)
+        return logits(weights, images, self.backbone.layout)
 
     def importances(self) -> Sequence[float]:
         """How much the queries' loss after each inner step counts in the outer loss."""
@@ -213,7 +219,7 @@ class GradientLearner(AdaptingLearner):
         shown: images to learn from; asked: images to name in one call of `predict`.
         """
         named = {"together": shown + asked, "apart": asked, "single": asked * (shown + 1)}[self.statistics]
-        kept, passing = map_sizes(self.backbone, self.downsample)
+        kept, passing = map_sizes(self.backbone)
         weights = sum(parameter.numel() for parameter in self.parameters())
         numbers, sets = max(named, shown) * (kept + passing), 2
         if self.training:

@@ -88,7 +88,7 @@ class Maml(GradientLearner):
     def logits(self, weights: Weights, images: Tensor, step: int) -> Tensor:
         if not self.step_norms:
             return super().logits(weights, images, step)
-        return logits(weights, images, self.downsample, _norms(self.step_norms[self._learned(step)]))
+        return logits(weights, images, self.backbone.layout, _norms(self.step_norms[self._learned(step)]))
 
     def importances(self) -> Sequence[float]:
         if not self.multi_step_loss:

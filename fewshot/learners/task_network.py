@@ -30,7 +30,7 @@ from fewshot.kernels.normalise import (
     batch_norm_relu_statistics,
     frozen_norm_relu,
 )
-from fewshot.learners.backbones import ConvBackbone, Downsample, normalise_as
+from fewshot.learners.backbones import ConvBackbone, Layout, normalise_as
 
 Weights = tuple[Tensor, ...]
 
@@ -46,28 +46,29 @@ def same_weights(backbone: ConvBackbone, head: nn.Linear, batch: int) -> Weights
     return tuple(weight.expand(batch, *weight.shape) for weight in own)
 
 
-def logits(
-    weights: Weights, images: Tensor, downsample: Downsample, norms: Sequence[nn.BatchNorm2d] = ()
-) -> Tensor:
+def logits(weights: Weights, images: Tensor, layout: Layout, norms: Sequence[nn.BatchNorm2d] = ()) -> Tensor:
     """(batch, set, image, channel, row, column) -> (batch, set, image, way); a set is normalised together.
 
     norms: of each block, where all episodes share them; the weights are then those of kernels and head.
     """
     *body, head, bias = weights
-    return named((head, bias), features(body, images, downsample, norms))
+    return named((head, bias), features(body, images, layout, norms))
 
 
 def features(
-    body: Sequence[Tensor], images: Tensor, downsample: Downsample, norms: Sequence[nn.BatchNorm2d] = ()
+    body: Sequence[Tensor], images: Tensor, layout: Layout, norms: Sequence[nn.BatchNorm2d] = ()
 ) -> Tensor:
     """(batch, set, image, channel, row, column) -> (batch, set, image, feature); body: all but the head."""
     batch, sets, count = images.shape[:3]
     if images.is_cuda and sets == 1 and not norms:
-        return features_side_by_side(body, images, downsample)
+        return features_side_by_side(body, images, layout)
     maps = images.flatten(0, 2)
-    pool, groups = downsample == "pool", batch * sets
-    for block, kernel in enumerate(body if norms else body[::3]):
-        maps = convolve(maps, kernel, stride=2 if downsample == "stride" else 1)
+    groups = batch * sets
+    for block, (kernel, halving) in enumerate(
+        zip(body if norms else body[::3], layout.downsample, strict=True)
+    ):
+        maps = convolve(maps, kernel, stride=2 if halving == "stride" else 1)
+        pool = halving == "pool"
         if norms:
             by_batch = partial(batch_norm_relu_statistics, maps, pool=pool, groups=groups)
             maps = normalise_as(norms[block], by_batch, partial(frozen_norm_relu, maps, pool=pool))
@@ -75,21 +76,26 @@ def features(
             affine = body[3 * block + 1 : 3 * block + 3]
             scale, shift = (values.repeat_interleave(sets, dim=0) for values in affine)
             maps = batch_norm_relu(maps, scale, shift, pool=pool, groups=groups)
+    if layout.averaged:
+        maps = maps.mean((2, 3))
     return maps.reshape(batch, sets, count, -1)
 
 
-def features_side_by_side(body: Sequence[Tensor], images: Tensor, downsample: Downsample) -> Tensor:
+def features_side_by_side(body: Sequence[Tensor], images: Tensor, layout: Layout) -> Tensor:
     """`features` of one set an episode, each with norms of its own, by torch's operations."""
     batch, _, count = images.shape[:3]
     maps = images[:, 0].transpose(0, 1).flatten(1, 2)
-    for kernel, scale, shift in zip(body[::3], body[1::3], body[2::3], strict=True):
+    blocks = zip(body[::3], body[1::3], body[2::3], layout.downsample, strict=True)
+    for kernel, scale, shift, halving in blocks:
         weights = kernel.permute(0, 4, 3, 1, 2).flatten(0, 1)
-        maps = grouped.convolve(maps, weights, 2 if downsample == "stride" else 1, batch)
+        maps = grouped.convolve(maps, weights, 2 if halving == "stride" else 1, batch)
         affine = scale.flatten(), shift.flatten()
         by_batch = (*affine, None, None, True, 0.0, EPSILON, torch.backends.cudnn.enabled)
         maps = torch.batch_norm(maps, *by_batch).relu()
-        if downsample == "pool":
+        if halving == "pool":
             maps = torch.max_pool2d(maps, 2)
+    if layout.averaged:
+        maps = maps.mean((2, 3))
     return maps.reshape(count, batch, -1).transpose(0, 1).unsqueeze(1)
 
 
@@ -101,15 +107,16 @@ def named(head: Sequence[Tensor], features: Tensor) -> Tensor:
     return answers.reshape(batch, sets, count, -1)
 
 
-def map_sizes(backbone: ConvBackbone, downsample: Downsample) -> tuple[int, int]:
+def map_sizes(backbone: ConvBackbone) -> tuple[int, int]:
     """Numbers per image: those kept for the backward pass, and those that pass through it at its widest."""
     rows, columns = backbone.image_shape[1:]
     sizes = []
-    for width in (weight.shape[0] for weight in backbone.parameters() if weight.ndim == 4):
-        if downsample == "stride":
+    widths = (weight.shape[0] for weight in backbone.parameters() if weight.ndim == 4)
+    for width, halving in zip(widths, backbone.layout.downsample, strict=True):
+        if halving == "stride":
             rows, columns = (rows + 1) // 2, (columns + 1) // 2
         convolved = width * rows * columns
-        if downsample == "pool":
+        if halving == "pool":
             rows, columns = rows // 2, columns // 2
         sizes.append(convolved + width * rows * columns)
     return sum(sizes), max(sizes)

@@ -80,6 +80,18 @@ def test_mirror_exchanges_left_and_right_of_every_other_image_before_all_else() 
     torch.testing.assert_close(warp(images, mirrored), warp(there, straight), rtol=0, atol=1e-5)
 
 
+def test_a_crop_is_the_window_in_the_middle() -> None:
+    images = torch.rand(2, 3, 1, 9, 8)
+    left = replace(STILL, crop=5).cropped(images)
+    assert torch.equal(left, images[..., 2:7, 1:6])
+    assert left.is_contiguous()
+    assert replace(STILL, crop=None).cropped(images) is images
+    with pytest.raises(EpisodeError, match="crop of 9 pixels does not fit images of 9x8: lower it"):
+        replace(STILL, crop=9).check_fits((1, 9, 8))
+    with pytest.raises(EpisodeError, match="crop must be at least 1 pixel; got 0"):
+        replace(STILL, crop=0)
+
+
 def test_the_default_is_small() -> None:
     """Santoro et al. (2016): at most pi / 16; the ink stays near where it was."""
     assert math.radians(Augment().angle_degrees) == pytest.approx(math.pi / 16)

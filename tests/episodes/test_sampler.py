@@ -13,7 +13,7 @@ from torch import Tensor
 from fewshot.data.image_set import ImageSet
 from fewshot.data.split import ClassPool
 from fewshot.episodes.augment import Augment
-from fewshot.episodes.batch import KShotBatch, StreamBatch
+from fewshot.episodes.batch import KShotBatch, StreamBatch, with_images
 from fewshot.episodes.protocol import Counts, KShot, Protocol, Stream
 from fewshot.episodes.sampler import SAMPLER_VERSION, EpisodeSampler
 from fewshot.episodes.source import class_draws, presentation
@@ -303,7 +303,7 @@ PROTOCOLS: list[Protocol] = [
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("augment", [None, Augment(scale=0.1, shear=0.1)])
+@pytest.mark.parametrize("augment", [None, Augment(scale=0.1, shear=0.1), Augment(crop=3)])
 def test_an_episode_does_not_depend_on_its_batch(protocol: Protocol, augment: Augment | None) -> None:
     pool = UNEVEN.with_rotations()
     sampler = EpisodeSampler(pool, protocol, 7, augment=augment)
@@ -313,6 +313,15 @@ def test_an_episode_does_not_depend_on_its_batch(protocol: Protocol, augment: Au
     assert same(episode(whole, 6), episode(sampler.batch(4, 3), 2))
     again = EpisodeSampler(pool, protocol, 7, augment=augment)
     assert same(whole, again.batch(0, 10))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_crop_is_part_of_the_same_episodes(protocol: Protocol) -> None:
+    whole = EpisodeSampler(UNEVEN, protocol, 7, augment=Augment()).batch(3, 2)
+    cropped = EpisodeSampler(UNEVEN, protocol, 7, augment=Augment(crop=2)).batch(3, 2)
+    assert same(with_images(whole, lambda images: images[..., 1:3, 1:3]), cropped)
+    with pytest.raises(EpisodeError, match="crop of 5 pixels does not fit images of 4x4"):
+        EpisodeSampler(UNEVEN, protocol, 7, augment=Augment(crop=5))
 
 
 @pytest.mark.skipif(native.library("draw") is None, reason="no C compiler here")

@@ -388,6 +388,34 @@ def test_what_cannot_be_trained_is_refused(split: Split, change: dict[str, Any],
     assert str(caught.value).startswith(says)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("prototypical", {"backbone": {"averaged": True}}),
+        ("baseline", {"backbone": {"averaged": True}, "classes": 64}),
+        ("maml", {"averaged": True}),
+    ],
+)
+def test_a_learner_of_any_size_is_trained_on_windows_and_answers_whole_images(
+    split: Split, name: str, options: dict[str, Any]
+) -> None:
+    learner = build_learner(name, (1, 12, 12), 3, {"widths": [4, 4]} | options)
+    before = [weight.clone() for weight in learner.parameters()]
+    log = train(learner, split, settings(augment={"crop": 7}))
+    assert log.best_step
+    assert any(not torch.equal(*pair) for pair in zip(before, learner.parameters(), strict=True))
+    with pytest.raises(LearnerError, match=r"reads images of .* \(1, 12, 12\) .*; got \(1, 7, 7\)"):
+        learner.check_images((2, 1, 7, 7))
+
+
+def test_windows_are_refused_by_a_learner_of_one_size_and_where_they_do_not_fit(split: Split) -> None:
+    with pytest.raises(LearnerError, match=r"Prototypical reads images of one size .* leave out augment's"):
+        train(fresh("prototypical"), split, settings(augment={"crop": 7}))
+    averaged = build_learner("prototypical", (1, 12, 12), 3, {"backbone": {"averaged": True}})
+    with pytest.raises(EpisodeError, match="crop of 13 pixels does not fit images of 12x12"):
+        train(averaged, split, settings(augment={"crop": 13}))
+
+
 def test_too_few_upright_classes_to_calibrate_with_are_refused_at_once(split: Split) -> None:
     """With turned ones there would be enough for validation, and only the end would fail."""
     few = len(split.val)

@@ -39,6 +39,21 @@ def test_the_first_blocks_alone_may_halve() -> None:
         ConvBackbone((1, 3, 3), (4, 4, 4), halvings=2)
 
 
+@pytest.mark.parametrize("downsample", ["pool", "stride"])
+def test_averaged_features_are_the_means_of_maps_that_the_last_block_does_not_halve(
+    downsample: Downsample,
+) -> None:
+    torch.manual_seed(0)
+    backbone = ConvBackbone((3, 12, 12), (4, 6), downsample=downsample, averaged=True).eval()
+    assert backbone.output_shape == (6,)
+    laid_flat = ConvBackbone((3, 12, 12), (4, 6), downsample=downsample, halvings=1).eval()
+    laid_flat.load_state_dict(backbone.state_dict())
+    images = torch.randn(5, 3, 12, 12)
+    means = laid_flat(images).view(5, 6, 6, 6).mean((2, 3))
+    torch.testing.assert_close(backbone(images), means)
+    assert backbone(images[..., :7, :9]).shape == (5, 6)
+
+
 def test_leading_dimensions_and_memory_format_change_nothing() -> None:
     torch.manual_seed(0)
     backbone = ConvBackbone((3, 12, 12), (4, 8)).eval()

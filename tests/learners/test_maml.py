@@ -229,13 +229,16 @@ def test_wrong_options_are_refused(options: dict[str, Any]) -> None:
         Maml(IMAGE_SHAPE, WAY, **{**SMALL, **options})
 
 
+@pytest.mark.parametrize("averaged", [False, True])
 @pytest.mark.parametrize("downsample", ["stride", "pool"])
 def test_episodes_side_by_side_have_the_features_and_gradients_of_the_others(
-    downsample: Downsample,
+    downsample: Downsample, averaged: bool
 ) -> None:
-    """What a GPU computes by, up to gradients of gradients."""
+    """What a GPU computes by, up to gradients of gradients; and the backbone's own features."""
     torch.manual_seed(0)
-    backbone = ConvBackbone((3, 13, 12), (4, 6), downsample=downsample, batch_norm="batch").double()
+    backbone = ConvBackbone(
+        (3, 13, 12), (4, 6), downsample=downsample, batch_norm="batch", averaged=averaged
+    ).double()
     head = nn.Linear(backbone.output_size, 3).double()
     body = [
         (weight + 0.1 * torch.randn_like(weight)).detach().requires_grad_()
@@ -244,9 +247,11 @@ def test_episodes_side_by_side_have_the_features_and_gradients_of_the_others(
     images = torch.randn(5, 1, 7, 3, 13, 12, dtype=torch.double)
     found = []
     for of in (features, features_side_by_side):
-        answers = of(body, images, downsample)
+        answers = of(body, images, backbone.layout)
         once = torch.autograd.grad(answers.sin().sum(), body, create_graph=True)
         twice = torch.autograd.grad(torch.stack([part.square().sum() for part in once]).sum(), body)
         found.append([answers, *once, *twice])
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
+    shared = features(same_weights(backbone, head, 5)[:-2], images, backbone.layout)
+    torch.testing.assert_close(shared, torch.stack([backbone(episode) for episode in images]))

@@ -191,18 +191,18 @@ def test_wrong_options_are_one_line(options: dict[str, object], says: str) -> No
     [
         (
             "resnet18",
-            "option backbone of Mann: it is a table of name, weights, frozen, drop_rate, as "
+            "option backbone of Mann: it is a table of name, weights, frozen, drop_rate, averaged, as "
             "backbone = { name = \"resnet18\" }, got 'resnet18'",
         ),
         (
             ["resnet18"],
-            "option backbone of Mann: it is a table of name, weights, frozen, drop_rate, as "
+            "option backbone of Mann: it is a table of name, weights, frozen, drop_rate, averaged, as "
             "backbone = { name = ... }, got ['resnet18']",
         ),
         (
             {"name": "resnet18", "wieghts": "published"},
-            "unknown key of option backbone of Mann 'wieghts': did you mean 'weights'? there is drop_rate, "
-            "frozen, name, weights",
+            "unknown key of option backbone of Mann 'wieghts': did you mean 'weights'? there is averaged, "
+            "drop_rate, frozen, name, weights",
         ),
         ({"name": 18}, "option backbone.name of Mann: Input should be a valid string, got 18"),
     ],

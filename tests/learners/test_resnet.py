@@ -327,11 +327,14 @@ def test_the_backbone_of_before_is_no_part_of_a_key(name: str) -> None:
         (
             "lstm",
             {"name": "resnet12", "width": 3},
-            "unknown key of option backbone of Lstm 'width': there is drop_rate, frozen, name, weights",
+            "unknown key of option backbone of Lstm 'width': there is averaged, drop_rate, frozen, name, "
+            "weights",
         ),
         ("lstm", {"name": "resnet12", "frozen": True}, "a frozen resnet12 would stay random"),
         ("lstm", {"weights": "x.pt"}, "weights are of torchvision's ResNets alone; got 'conv'"),
         ("lstm", {"drop_rate": 0.1}, "drop_rate is of ResNet-12 alone; got 'conv'"),
+        ("lstm", {"name": "resnet12", "averaged": True}, "averaged is of convolutions alone; got 'resnet12'"),
+        ("relation", {"averaged": True}, "relation compares maps, and Conv4-64 averaged gives flat features"),
         ("lstm", {"name": "resnet12", "drop_rate": 2.0}, "drop_rate must be from 0 to 1"),
         ("lstm", {"name": "resnet18", "frozen": True}, "frozen resnet18 without weights would stay random"),
         ("relation", {"name": "resnet12"}, "relation compares maps, and ResNet-12 gives flat features"),
