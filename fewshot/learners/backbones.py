@@ -144,7 +144,7 @@ def _follow(norm: nn.BatchNorm2d, seen: normalise.Normalised) -> None:
 
 
 class Layout(NamedTuple):
-    """What a stack of blocks is beside its weights: how each of them halves the image, if it does, and whether
+    """What a stack of blocks is beside its weights: how each halves the image, if it does, and whether
     features are the means of the last maps.
     """
 
