@@ -17,7 +17,7 @@ from fewshot.errors import RecordError
 from fewshot.harness.comparison import Compared
 from fewshot.harness.pairing import Pair, compare_pairs, setting
 from fewshot.report.comparison_table import SIGNIFICANT, claim
-from fewshot.report.results import TRANSDUCTIVE_MARK, Result
+from fewshot.report.results import TRANSDUCTIVE_MARK, Result, counted
 
 NO_ANSWERS = "Nothing is marked as the best: there are no answers to the same episodes to test it on."
 
@@ -87,6 +87,6 @@ def _note(compared: Sequence[Compared], apart: Sequence[str]) -> str:
     left_out = f" Not among them: {' and '.join(apart)}." if apart else ""
     return (
         f"not distinguishable from the best of the column (p of {SIGNIFICANT:g} or more): paired test on the "
-        f"same episodes, over {over} and episodes, Holm-corrected over {len(compared)} comparisons. "
-        f"{claim(compared)}{left_out}"
+        f"same episodes, over {over} and episodes, Holm-corrected over "
+        f"{counted(len(compared), 'comparison')}. {claim(compared)}{left_out}"
     )

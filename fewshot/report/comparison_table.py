@@ -16,6 +16,7 @@ from fewshot.report.results import (
     TRANSDUCTIVE_MARK,
     TRANSDUCTIVE_NOTE,
     added_columns,
+    counted,
     describe_stream,
     describe_test_set,
     grouped,
@@ -114,8 +115,9 @@ def _notes(compared: Sequence[Compared]) -> list[str]:
         f"A: {a}, {of_a}; B: {b}, {of_b}. {claim(compared)}",
         "Accuracy in %, difference in points; ± half the 95 % interval of the difference: over episodes; "
         "over test classes and episodes; over training seeds, test classes and episodes.",
-        f"p: of no difference, two-sided, by the widest interval, corrected for {len(compared)} comparisons "
-        f"(Holm). Undecided: not distinguishable, p of {SIGNIFICANT:g} or more.",
+        "p: of no difference, two-sided, by the widest interval, corrected for "
+        f"{counted(len(compared), 'comparison')} (Holm). Undecided: not distinguishable, p of "
+        f"{SIGNIFICANT:g} or more.",
     ]
     if any(one.record.protocol == "stream" for one in compared):
         notes.insert(1, "All: at every presentation at which both were asked.")

@@ -172,6 +172,11 @@ def as_printed(percentage: float) -> str:
     return f"{percentage:.1f}" if round(percentage, 1) == percentage else f"{percentage:.2f}"
 
 
+def counted(number: int, noun: str) -> str:
+    """ "1 comparison", "2 comparisons"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def format_gap(points: float) -> str:
     """ "+12.2", "−0.2" or "0.0": ours minus theirs, in points."""
     rounded = round(points, 1)

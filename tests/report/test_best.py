@@ -10,7 +10,7 @@ from fewshot.harness.record import Record, read_records
 from fewshot.report.best import NO_ANSWERS, NOTHING, find_best
 from fewshot.report.comparison_table import SIGNIFICANT
 from fewshot.report.formats import TERMINAL_COLUMNS, ResultTable, Row, html, latex, markdown, text
-from fewshot.report.results import merge_seeds
+from fewshot.report.results import counted, merge_seeds
 from fewshot.report.table import render, tables
 from tests.report.test_table import kshot
 
@@ -52,6 +52,10 @@ def test_the_claim_is_about_methods_where_all_have_three_seeds(
     (table,) = tables(records, folder)
     assert "over training seeds, test classes and episodes" in table.marks
     assert "This is about the methods." in table.marks
+
+
+def test_one_comparison_is_not_several() -> None:
+    assert [counted(number, "comparison") for number in (1, 2)] == ["1 comparison", "2 comparisons"]
 
 
 def test_without_answers_the_table_is_printed_and_says_so(folder: Path) -> None:
