@@ -6,7 +6,14 @@ from typing import ClassVar, Literal, TypedDict
 from torch import Tensor, nn
 
 from fewshot.errors import LearnerError
-from fewshot.learners.backbones import CONV, Backbone, Downsample, feature_size, image_encoder
+from fewshot.learners.backbones import (
+    CONV,
+    Backbone,
+    Downsample,
+    Embedding,
+    feature_size,
+    image_encoder,
+)
 from fewshot.learners.embedding import EmbeddingLearner
 from fewshot.learners.views import Views, mean_over_views
 
@@ -79,6 +86,8 @@ class EncoderLearner(EmbeddingLearner):
         self.encoder, self.backbone_name = self._make_encoder()
         if self.backbone_name is None:
             self.batch_norm = "none"
+        if isinstance(self.encoder, Embedding):
+            self.any_size = self.encoder.backbone.any_size
         trains = any(True for _ in self.encoder.parameters())
         if self.metric_weight < 0 or (self.metric_weight and not trains):
             raise LearnerError(

@@ -389,19 +389,20 @@ def test_what_cannot_be_trained_is_refused(split: Split, change: dict[str, Any],
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
+    ("name", "options", "episodes"),
     [
-        ("prototypical", {"backbone": {"averaged": True}}),
-        ("baseline", {"backbone": {"averaged": True}, "classes": 64}),
-        ("maml", {"averaged": True}),
+        ("prototypical", {"backbone": {"averaged": True}}, KSHOT),
+        ("baseline", {"backbone": {"averaged": True}, "classes": 64}, KSHOT),
+        ("maml", {"averaged": True}, KSHOT),
+        ("mann", {"backbone": {"averaged": True}}, STREAM),
     ],
 )
 def test_a_learner_of_any_size_is_trained_on_windows_and_answers_whole_images(
-    split: Split, name: str, options: dict[str, Any]
+    split: Split, name: str, options: dict[str, Any], episodes: dict[str, Any]
 ) -> None:
     learner = build_learner(name, (1, 12, 12), 3, {"widths": [4, 4]} | options)
     before = [weight.clone() for weight in learner.parameters()]
-    log = train(learner, split, settings(augment={"crop": 7}))
+    log = train(learner, split, settings(episodes=episodes, augment={"crop": 7}))
     assert log.best_step
     assert any(not torch.equal(*pair) for pair in zip(before, learner.parameters(), strict=True))
     with pytest.raises(LearnerError, match=r"reads images of .* \(1, 12, 12\) .*; got \(1, 7, 7\)"):
