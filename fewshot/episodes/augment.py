@@ -5,12 +5,14 @@ They are drawn from the hash of (episode, image), so that a distorted episode is
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
+from types import NoneType
 
 import torch
 from torch import Tensor
 
 from fewshot.episodes.hashing import fold, uniform
-from fewshot.errors import EpisodeError
+from fewshot.errors import EpisodeError, check_kind
 
 
 @dataclass(frozen=True)
@@ -23,9 +25,9 @@ class Augment:
     shear: slant, as the tangent of its angle.
     mirror: whether every other image, by chance, has left and right exchanged first; for photographs, where
         that makes no other class.
-    crop: side, in pixels, of the window in the middle that is left of an image then; None leaves it whole.
-        With a shift the window is anywhere. For networks that take images of any size: a smaller one costs
-        less, and the whole image is answered (Touvron et al. 2019, "Fixing the train-test resolution
+    crop: side, in pixels, of the window in the middle that is left of an image after all that; None leaves it
+        whole. A shift moves what is seen through it. For learners that can be trained on windows: they cost
+        less than whole images, which are answered (Touvron et al. 2019, "Fixing the train-test resolution
         discrepancy").
     """
 
@@ -42,6 +44,7 @@ class Augment:
             value = getattr(self, name)
             if not 0 <= value <= largest:
                 raise EpisodeError(f"augmentation's {name} must lie in 0..{largest:g}; got {value}")
+        check_kind("crop", self.crop, (Integral, NoneType), "give a side in pixels, or leave it out")
         if self.crop is not None and self.crop < 1:
             raise EpisodeError(f"augmentation's crop must be at least 1 pixel; got {self.crop}")
 

@@ -226,7 +226,9 @@ def calibration_streams(learner: Learner, split: Split) -> Stream:
 
 
 def check_askable(learner: Learner, split: Split, settings: TrainSettings) -> None:
-    """Raise LearnerError unless the episodes of training and of validation can be put to the learner."""
+    """Raise LearnerError unless the episodes of training and of validation can be put to the learner, and
+    EpisodeError for windows of images that are larger than these.
+    """
     classes = len(training_pools(split, settings)[0])
     if learner.classes is not None and classes > learner.classes:
         raise LearnerError(
@@ -241,11 +243,18 @@ def check_askable(learner: Learner, split: Split, settings: TrainSettings) -> No
         )
     if settings.generations > 1:
         image_network(learner)  # raises where it has none, of which a generation could be
-    if settings.augment and settings.augment.crop and not learner.any_size:
-        raise LearnerError(
-            f"{type(learner).__name__} reads images of one size and cannot be trained on windows of them: "
-            "leave out augment's crop, or give a backbone whose features are averaged over the image"
-        )
+    if settings.augment and (crop := settings.augment.crop):
+        if learner.smallest_window is None:
+            raise LearnerError(
+                f"{type(learner).__name__} reads whole images and cannot be trained on windows of them: "
+                "leave out augment's crop, or choose convolutions with averaged = true or a ResNet"
+            )
+        if crop < learner.smallest_window:
+            raise LearnerError(
+                f"{type(learner).__name__} can be trained on windows of {learner.smallest_window} pixels and "
+                f"more; got crop {crop}: raise it"
+            )
+        settings.augment.build().check_fits(split.train.image_set.image_shape)
     for protocol in (settings.episodes.build(), validation_protocol(settings)):
         if reason := learner.refusal(protocol):
             raise LearnerError(reason)

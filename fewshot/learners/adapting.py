@@ -38,7 +38,8 @@ class AdaptingLearner(Learner):
         return Adapted(images, torch.zeros(batch, 0, dtype=torch.int64, device=like.device))
 
     def observe(self, state: Adapted, image: Tensor, label: Tensor) -> Adapted:
-        images = torch.cat([state.images, image.unsqueeze(1)], dim=1)
+        shown = image.unsqueeze(1)  # the empty state is of whole images, this may be a window
+        images = torch.cat([state.images, shown], dim=1) if state.images.shape[1] else shown
         return Adapted(images, torch.cat([state.labels, label.unsqueeze(1)], dim=1))
 
     def predict(self, state: Adapted, images: Tensor) -> Tensor:

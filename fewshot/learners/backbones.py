@@ -177,7 +177,7 @@ class ConvBackbone(ImageNetwork):
         super().__init__()
         channels, height, width = image_shape
         rounding = 1 if downsample == "stride" else 0  # a stride rounds odd sizes up, pooling rounds down
-        halvings = len(widths) - averaged if halvings is None else halvings
+        halvings = max(len(widths) - averaged, 0) if halvings is None else halvings
         for _ in widths[:halvings]:
             height, width = (height + rounding) // 2, (width + rounding) // 2
         if not widths or min(height, width) < 1:
@@ -188,7 +188,8 @@ class ConvBackbone(ImageNetwork):
         check_at_least(1, widths=min(widths))
         self.image_shape = image_shape
         self.output_shape = (widths[-1],) if averaged else (widths[-1], height, width)
-        self.any_size = averaged
+        if averaged:
+            self.smallest_window = 1 if downsample == "stride" else 2**halvings
         each: list[Halving] = [downsample] * halvings + ["none"] * (len(widths) - halvings)
         self.layout = Layout(tuple(each), averaged)
         self.blocks = nn.Sequential(
@@ -242,7 +243,7 @@ class Backbone:
         then. drop_rate: of DropBlock in ResNet-12.
     averaged: of convolutions alone: the last block does not halve, and features are the means of its maps,
         64 of Conv4-64, which say what is in an image and not where (Tian et al. 2020, "Rethinking Few-Shot
-        Image Classification"). Such a network takes images of any size.
+        Image Classification"). Such a network can be trained on windows of its images.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -353,6 +354,8 @@ def image_encoder(
     nothing.
     """
     if not widths and backbone.name == "conv":
+        if backbone.averaged:
+            raise LearnerError("pixels as they are (widths = []) have no maps: leave averaged out")
         return nn.Flatten(-3), None
     network = backbone.build(image_shape, widths, downsample=downsample, batch_norm=batch_norm)
     return Embedding(network, embedding_size, batch_norm), network.name

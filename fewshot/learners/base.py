@@ -46,8 +46,8 @@ class Learner(nn.Module, ABC):
     training_only: names of the modules that only training needs; a checkpoint leaves them out.
     classes: how many training classes there may be, where training tells all of them apart; None for any.
     backbone_name: what turns images into features, as tables name it; None for learners on pixels.
-    any_size: whether it can be trained on images of another height and width than it is built for, as parts
-        of them are; an option may decide it.
+    smallest_window: the side, in pixels, of the smallest windows of its images that it can be trained on;
+        None for whole images alone. Whatever it is trained on, it answers whole ones.
     steady: whether an update does the same for every batch of K-shot episodes of a shape, changes what it
         remembers in place and waits for no number from the device, so that a GPU can replay it; an option
         may decide it. What is derived from a steady learner and has a `loss` of its own says it anew.
@@ -68,7 +68,7 @@ class Learner(nn.Module, ABC):
     training_only: ClassVar[frozenset[str]] = frozenset()
     classes: int | None = None
     backbone_name: str | None = None
-    any_size: bool = False
+    smallest_window: int | None = None
     steady: bool = False
     presentations: ClassVar[tuple[int, ...] | None] = None
     added_options: ClassVar[frozenset[str]] = frozenset()
@@ -100,7 +100,7 @@ class Learner(nn.Module, ABC):
 
     def adapt(self, support: Support) -> State:
         """The state after the whole support set; by default, its images observed in their order."""
-        self.check_images(support.images.shape, support.images.dtype)
+        self.check_images(support.images.shape, support.images.dtype, windows=self.training)
         start = self.start(len(support.images), support.way)
         return observe_in_turn(self.observe, start, support.images, support.labels)
 
@@ -152,13 +152,20 @@ class Learner(nn.Module, ABC):
             f"train one with way {high}"
         )
 
-    def check_images(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> None:
-        """Raise LearnerError unless it reads images of this shape, (..., channel, height, width)."""
+    def check_images(
+        self, shape: Sequence[int], dtype: torch.dtype = torch.float32, *, windows: bool = False
+    ) -> None:
+        """Raise LearnerError unless it reads images of this shape, (..., channel, height, width).
+
+        windows: whether windows of them will do, of which it can be trained on some.
+        """
         there = tuple(shape[-3:]), dtype
         weights = (weight.dtype for weight in self.parameters())
         asked = tuple(self.image_shape), next(weights, dtype)
-        if self.training and self.any_size:
-            asked = (self.image_shape[0], *there[0][1:]), asked[1]
+        if windows and self.smallest_window is not None:
+            sides = zip(there[0][1:], self.image_shape[1:], strict=True)
+            if all(self.smallest_window <= side <= whole for side, whole in sides):
+                asked = (self.image_shape[0], *there[0][1:]), asked[1]
         if there != asked:
             told, got = (
                 f"{image_shape} in {str(kind).removeprefix('torch.')}" for image_shape, kind in (asked, there)
@@ -174,7 +181,7 @@ class Learner(nn.Module, ABC):
         Raises LearnerError for images of another shape than the learner was built for.
         """
         shown = batch.query_images if isinstance(batch, KShotBatch) else batch.images
-        self.check_images(shown.shape, shown.dtype)
+        self.check_images(shown.shape, shown.dtype, windows=self.training)
         if isinstance(batch, KShotBatch):
             return self.predict(self.adapt(batch.support), batch.query_images)
         return self.stream(batch)

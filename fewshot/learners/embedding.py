@@ -76,7 +76,7 @@ class EmbeddingLearner(Learner):
         return self.predict_features(state, self.embed(images))
 
     def adapt(self, support: Support) -> State:
-        self.check_images(support.images.shape, support.images.dtype)
+        self.check_images(support.images.shape, support.images.dtype, windows=self.training)
         return self.adapt_features(support._replace(images=self.embed(support.images)))
 
     def stream(self, batch: StreamBatch) -> Tensor:
@@ -138,7 +138,7 @@ class BackboneLearner(EmbeddingLearner):
         self.views = views
         self.backbone = backbone.build(image_shape, widths, halvings=halvings)
         self.backbone_name = self.backbone.name
-        self.any_size = self.backbone.any_size
+        self.smallest_window = self.backbone.smallest_window
         self.feature_size = self.backbone.output_size
 
     def embed(self, images: Tensor) -> Tensor:

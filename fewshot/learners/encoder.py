@@ -87,7 +87,7 @@ class EncoderLearner(EmbeddingLearner):
         if self.backbone_name is None:
             self.batch_norm = "none"
         if isinstance(self.encoder, Embedding):
-            self.any_size = self.encoder.backbone.any_size
+            self.smallest_window = self.encoder.backbone.smallest_window
         trains = any(True for _ in self.encoder.parameters())
         if self.metric_weight < 0 or (self.metric_weight and not trains):
             raise LearnerError(

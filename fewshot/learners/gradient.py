@@ -115,7 +115,7 @@ class GradientLearner(AdaptingLearner):
         self.backbone = ConvBackbone(
             image_shape, widths, downsample=downsample, batch_norm="batch", averaged=averaged
         )
-        self.any_size = self.backbone.any_size
+        self.smallest_window = self.backbone.smallest_window
         self.backbone_name = self.backbone.name
         self.head = nn.Linear(self.backbone.output_size, way)
         for weight in self.parameters():
@@ -176,7 +176,7 @@ class GradientLearner(AdaptingLearner):
     # --- What they share ------------------------------------------------------------------------------------
 
     def adapt(self, support: Support) -> Adapted:
-        self.check_images(support.images.shape, support.images.dtype)
+        self.check_images(support.images.shape, support.images.dtype, windows=self.training)
         state = self.start(len(support.images), support.way)
         return state._replace(
             images=support.images,

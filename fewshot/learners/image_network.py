@@ -19,13 +19,13 @@ class ImageNetwork(nn.Module):
     that was asked for; it answers in float32.
 
     output_shape: an image's features before they are laid flat, (channel, height, width) where they are maps;
-    name: as tables give it; any_size: whether larger and smaller images have as many features; frozen:
-    whether it is not trained, see `freeze`; steady: as `Learner` has it.
+    name: as tables give it; frozen: whether it is not trained, see `freeze`; steady, smallest_window: as
+    `Learner` has them.
     """
 
     output_shape: tuple[int, ...]
     name: str
-    any_size: bool = False
+    smallest_window: int | None = None
     frozen: bool = False
     steady: bool = True
     compiled_maps: Callable[[Tensor], Tensor] | None = None

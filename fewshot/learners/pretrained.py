@@ -59,7 +59,7 @@ class TorchvisionResNet(ImageNetwork):
             )
         network = getattr(resnet, architecture)(weights=None)
         self.output_shape = (int(network.fc.in_features),)
-        self.any_size = True
+        self.smallest_window = 1
         network.fc = nn.Identity()
         self.network: nn.Module = network
         if weights is not None:

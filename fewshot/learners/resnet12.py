@@ -107,7 +107,7 @@ class ResNet12(ImageNetwork):
         )
         self.to(memory_format=torch.channels_last)
         self.output_shape = (widths[-1],)
-        self.any_size = True
+        self.smallest_window = 16
         self.name = "ResNet-12" + ("" if widths[-1] == 640 else f" {'-'.join(map(str, widths))}")
 
     def maps(self, images: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from fewshot.data.image_folder import load_image_folder
 from fewshot.data.split import Split
-from fewshot.episodes.batch import EpisodeBatch, StreamBatch
+from fewshot.episodes.batch import EpisodeBatch, StreamBatch, with_images
+from fewshot.episodes.protocol import KShot
 from fewshot.episodes.sampler import EpisodeSampler
 from fewshot.errors import EpisodeError, FewshotError, LearnerError
 from fewshot.harness import train as training
@@ -25,6 +26,7 @@ from fewshot.harness.train import (
     Progress,
     TrainLog,
     calibrate,
+    check_askable,
     draw_rows,
     draws_digest,
     learning_rate,
@@ -397,24 +399,45 @@ def test_what_cannot_be_trained_is_refused(split: Split, change: dict[str, Any],
         ("mann", {"backbone": {"averaged": True}}, STREAM),
     ],
 )
-def test_a_learner_of_any_size_is_trained_on_windows_and_answers_whole_images(
+def test_a_learner_of_averaged_maps_is_trained_on_windows(
     split: Split, name: str, options: dict[str, Any], episodes: dict[str, Any]
 ) -> None:
     learner = build_learner(name, (1, 12, 12), 3, {"widths": [4, 4]} | options)
-    before = [weight.clone() for weight in learner.parameters()]
+    seen: list[tuple[int, ...]] = []
+    asked = learner.loss
+
+    def loss(batch: EpisodeBatch) -> Tensor:
+        with_images(batch, lambda images: seen.append(tuple(images.shape[-2:])) or images)
+        return asked(batch)
+
+    learner.loss = loss  # type: ignore[method-assign]
     log = train(learner, split, settings(episodes=episodes, augment={"crop": 7}))
     assert log.best_step
-    assert any(not torch.equal(*pair) for pair in zip(before, learner.parameters(), strict=True))
-    with pytest.raises(LearnerError, match=r"reads images of .* \(1, 12, 12\) .*; got \(1, 7, 7\)"):
-        learner.check_images((2, 1, 7, 7))
+    assert set(seen) == {(7, 7)}
+
+
+def test_whole_images_alone_are_answered_and_are_those_that_a_learner_is_built_for(split: Split) -> None:
+    """Also by one that is in training mode and could be trained on windows."""
+    learner = build_learner("prototypical", (1, 16, 16), 3, {"backbone": {"averaged": True}}).train()
+    episodes = EpisodeSampler(split.val, KShot(way=3, shot=1, query=2), 0)
+    for ask in (
+        lambda: train(learner, split, settings()),
+        lambda: calibrate(learner, split),
+        lambda: evaluate(learner, episodes, 2),
+    ):
+        with pytest.raises(LearnerError, match=r"reads images of .* \(1, 16, 16\) .*; got \(1, 12, 12\)"):
+            ask()
 
 
 def test_windows_are_refused_by_a_learner_of_one_size_and_where_they_do_not_fit(split: Split) -> None:
-    with pytest.raises(LearnerError, match=r"Prototypical reads images of one size .* leave out augment's"):
-        train(fresh("prototypical"), split, settings(augment={"crop": 7}))
     averaged = build_learner("prototypical", (1, 12, 12), 3, {"backbone": {"averaged": True}})
-    with pytest.raises(EpisodeError, match="crop of 13 pixels does not fit images of 12x12"):
-        train(averaged, split, settings(augment={"crop": 13}))
+    for learner, crop, says in (
+        (fresh("prototypical"), 7, "Prototypical reads whole images .* leave out augment's crop"),
+        (averaged, 7, "windows of 8 pixels and more; got crop 7"),
+        (averaged, 13, "crop of 13 pixels does not fit images of 12x12"),
+    ):
+        with pytest.raises(FewshotError, match=says):
+            check_askable(learner, split, settings(augment={"crop": crop}))
 
 
 def test_too_few_upright_classes_to_calibrate_with_are_refused_at_once(split: Split) -> None:

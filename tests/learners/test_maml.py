@@ -17,6 +17,7 @@ from fewshot.learners.backbones import ConvBackbone, Downsample
 from fewshot.learners.check import check_learner
 from fewshot.learners.gradient import GradientLearner
 from fewshot.learners.maml import Fomaml, Maml
+from fewshot.learners.registry import telling_options
 from fewshot.learners.task_network import features, features_side_by_side, same_weights
 
 WAY = 3
@@ -255,3 +256,8 @@ def test_episodes_side_by_side_have_the_features_and_gradients_of_the_others(
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
     shared = features(same_weights(backbone, head, 5)[:-2], images, backbone.layout)
     torch.testing.assert_close(shared, torch.stack([backbone(episode) for episode in images]))
+
+
+def test_an_option_that_came_later_is_no_part_of_the_key_at_its_default() -> None:
+    assert "averaged" not in telling_options(Maml)
+    assert telling_options(Maml, {"averaged": True})["averaged"] is True
