@@ -3,7 +3,8 @@
 What is compared (design decision 7): digests of data, episodes and files agree; at least 99.8 % of the
 answers are those recorded (another machine may round differently), where after the first of them it is
 recorded whether they are right; accuracy differs by at most 0.1 point; and what the record says (accuracies,
-intervals, training, classes drawn) is what its answers, its checkpoint and its log of draws say.
+intervals, training, classes drawn) is what its answers, its checkpoint and its log of draws say. A checkpoint
+that training began with is the recorded one, or is not there: figures do not need it.
 """
 
 import json
@@ -192,6 +193,11 @@ def _recorded_learner(folder: Path, record: Record) -> Learner:
     rows = read_draws(path)
     if draws_digest(rows) != record.train_classes_digest:
         raise RecordError(f"{draws_name(path)} is not the one that was recorded: its digest differs")
+    start = folder / record.train_start if record.train_start else None
+    if start is not None and start.exists() and file_sha256(start) != record.train_start_sha256:
+        raise RecordError(
+            f"{start}, with whose network training began, is another file now: its SHA-256 differs"
+        )
     recorded_trials(folder, record)
     if any(side == "test" for side, *_ in (*rows, *read_trial_draws(folder, record))):
         raise RecordError(f"{draws_name(path)} says that test classes were drawn in training")

@@ -655,8 +655,20 @@ def test_a_training_goes_on_from_the_network_of_another(
         )
     )
     assert drawn == {name: before.get(name, 0) + alone.get(name, 0) for name in before.keys() | alone.keys()}
-    verdicts = verify_records(tmp_path / "on", root=image_folder.parent, jobs=1)
-    assert {verdict.problem for verdict in verdicts} == {None}
+
+    def problems() -> set[str | None]:
+        return {
+            verdict.problem for verdict in verify_records(tmp_path / "on", root=image_folder.parent, jobs=1)
+        }
+
+    assert problems() == {None}
+    shutil.copy(start.with_name("lstm-0.safetensors"), start)
+    (problem,) = problems()
+    assert str(problem).endswith(
+        ", with whose network training began, is another file now: its SHA-256 differs"
+    )
+    start.unlink()
+    assert problems() == {None}
 
 
 @pytest.mark.parametrize(
