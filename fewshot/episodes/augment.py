@@ -26,9 +26,9 @@ class Augment:
     mirror: whether every other image, by chance, has left and right exchanged first; for photographs, where
         that makes no other class.
     crop: side, in pixels, of the window in the middle that is left of an image after all that; None leaves it
-        whole. A shift moves what is seen through it. For learners that can be trained on windows: they cost
-        less than whole images, which are answered (Touvron et al. 2019, "Fixing the train-test resolution
-        discrepancy").
+        whole. A shift moves what is seen through it. For learners that can be trained on windows: these cost
+        less, and what is answered in the end are whole images (Touvron et al. 2019, "Fixing the train-test
+        resolution discrepancy").
     """
 
     angle_degrees: float = 11.25

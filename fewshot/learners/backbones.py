@@ -241,9 +241,9 @@ class Backbone:
         other options of convolutions mean nothing to these.
     weights: of torchvision's alone, see there. frozen: of torchvision's and one's own, which are not trained
         then. drop_rate: of DropBlock in ResNet-12.
-    averaged: of convolutions alone: the last block does not halve, and features are the means of its maps,
-        64 of Conv4-64, which say what is in an image and not where (Tian et al. 2020, "Rethinking Few-Shot
-        Image Classification"). Such a network can be trained on windows of its images.
+    averaged: of convolutions alone: the last block does not halve, and features are the means of its maps
+        (64 numbers with Conv4-64), which say what is in an image and not where (Tian et al. 2020,
+        "Rethinking Few-Shot Image Classification"). Such a network can be trained on windows of its images.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}

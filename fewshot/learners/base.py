@@ -157,12 +157,12 @@ class Learner(nn.Module, ABC):
     ) -> None:
         """Raise LearnerError unless it reads images of this shape, (..., channel, height, width).
 
-        windows: whether windows of them will do, of which it can be trained on some.
+        windows: whether windows of such images, from `smallest_window` on, are read too.
         """
         there = tuple(shape[-3:]), dtype
         weights = (weight.dtype for weight in self.parameters())
         asked = tuple(self.image_shape), next(weights, dtype)
-        if windows and self.smallest_window is not None:
+        if windows and self.smallest_window is not None and len(there[0]) == 3:
             sides = zip(there[0][1:], self.image_shape[1:], strict=True)
             if all(self.smallest_window <= side <= whole for side, whole in sides):
                 asked = (self.image_shape[0], *there[0][1:]), asked[1]

@@ -427,6 +427,10 @@ def test_whole_images_alone_are_answered_and_are_those_that_a_learner_is_built_f
     ):
         with pytest.raises(LearnerError, match=r"reads images of .* \(1, 16, 16\) .*; got \(1, 12, 12\)"):
             ask()
+    learner.check_images((1, 12, 9), windows=True)
+    for shape in ((1, 17, 16), (1, 7, 12), (3, 12, 12), (12, 12)):
+        with pytest.raises(LearnerError, match="reads images of"):
+            learner.check_images(shape, windows=True)
 
 
 def test_windows_are_refused_by_a_learner_of_one_size_and_where_they_do_not_fit(split: Split) -> None:
