@@ -161,8 +161,8 @@ class AugmentSettings(Settings):
     mirror: StrictBool = False
     """Whether every other image, by chance, has left and right exchanged."""
     crop: Count | None = None
-    """Side, in pixels, of the window in the middle that alone is left after the changes above, for learners that
-    can be trained on windows (convolutions with averaged = true, ResNets); left out, the whole image."""
+    """Side, in pixels, of the window in the middle that alone is left after the changes above, for learners
+    that can be trained on windows (convolutions with averaged = true, ResNets); left out, the whole image."""
 
     def build(self) -> Augment:
         return Augment(**self.model_dump())
