@@ -37,6 +37,7 @@ from fewshot.harness.record import (
     Record,
     answers_digest,
     answers_file,
+    has_draws,
     kept_answers,
     provenance,
     read_draws,
@@ -97,7 +98,7 @@ def run_job(job: Job, report: Report) -> None:
         return
     job = settled(job, training_split, report)
     path = job.checkpoint
-    trained = path.exists() and checkpoint_facts(path).get("train_key") == train_key
+    trained = _is_trained(path, train_key)
     if trained and note:
         report(Update(job.name, "trained", 1, 1, note))
     if not (job.weights or trained):
@@ -113,6 +114,20 @@ def run_job(job: Job, report: Report) -> None:
         record = Record(**facts, **_record_fields(job, test, learner, evaluation))
         done = Update(job.name, "testing", number + 1, len(missing), test.label, record, evaluation.answers)
         report(done)
+
+
+def _is_trained(checkpoint: Path, train_key: str) -> bool:
+    """Whether a checkpoint is of this training, calibrated, and the log of its draws beside it.
+
+    A run may have been stopped in between: the log is written last, and its digest is in the checkpoint.
+    """
+    if not checkpoint.exists():
+        return False
+    facts = checkpoint_facts(checkpoint)
+    if facts.get("train_key") != train_key or not has_draws(checkpoint):
+        return False
+    told: str = json.loads(facts["training"])["train_classes_digest"]
+    return draws_digest(read_draws(checkpoint)) == told
 
 
 def run_trials(job: Job, report: Report) -> None:

@@ -387,6 +387,11 @@ def remove_draws(made: Path) -> None:
             _write_draws(path, _without(_read_draws_file(path), "file", {made.name}))
 
 
+def has_draws(made: Path) -> bool:
+    """Whether there is a log of the classes drawn to make a file of a results folder."""
+    return made.name in _read_draws_file(_draws_file(made))["file"].to_pylist()
+
+
 def read_draws(made: Path) -> list[tuple[str, str, int]]:
     """The log of the classes drawn to make a file of a results folder.
 

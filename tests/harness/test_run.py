@@ -23,6 +23,7 @@ from fewshot.harness.record import (
     DRAWS_FILE,
     RECORDS_FILE,
     Record,
+    add_draws,
     answers_digest,
     read_answers,
     read_draws,
@@ -224,6 +225,27 @@ def test_a_lost_checkpoint_is_trained_again_when_a_record_needs_it(
     run_suite(suite, results, jobs=1)
     assert trained == ["lstm seed 1"]
     assert figures(read_records(results)) == before
+
+
+@pytest.mark.parametrize("log", ["missing", "of an earlier training"])
+def test_weights_are_trained_again_where_the_log_of_their_draws_was_not_written_any_more(
+    suite: Suite, results: Path, trained: list[str], image_folder: Path, log: str
+) -> None:
+    """A run can be stopped after weights are stored, before they are calibrated or their log is written."""
+    before = figures(read_records(results))
+    checkpoint = results / "checkpoints" / "lstm-1.safetensors"
+    lines = (results / RECORDS_FILE).read_text().splitlines(keepends=True)
+    (results / RECORDS_FILE).write_text("".join(lines[:3]))
+    if log == "missing":
+        remove_draws(checkpoint)
+    else:
+        add_draws(checkpoint, read_draws(results / "checkpoints" / "lstm-0.safetensors")[:-1])
+    run_suite(suite, results, jobs=1)
+    assert trained == ["lstm seed 1"]
+    assert figures(read_records(results)) == before
+    assert {verdict.problem for verdict in verify_records(results, root=image_folder.parent, jobs=1)} == {
+        None
+    }
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_records(
