@@ -153,7 +153,7 @@ class Layout(NamedTuple):
 
 
 class ConvBackbone(ImageNetwork):
-    """A stack of `ConvBlock`s, flattened: (..., channel, height, width) -> (..., output_size).
+    """A stack of `ConvBlock`s, laid flat or averaged: (..., channel, height, width) -> (..., output_size).
 
     Works in channels-last memory format throughout: about twice as fast on a CPU, same answers.
     Raises LearnerError where the image is too small to be halved once per block, or a width is below 1.
@@ -204,7 +204,7 @@ class ConvBackbone(ImageNetwork):
         same = len(set(widths)) == 1
         sizes = str(widths[0]) if same else "-".join(map(str, widths))
         self.name = f"Conv{len(widths)}-{sizes}" + (" strided" if downsample == "stride" else "")
-        self.name += " averaged" * averaged
+        self.name += " averaged" if averaged else ""
 
     def maps(self, images: Tensor) -> Tensor:
         maps: Tensor = self.blocks(images)

@@ -17,7 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewshot.episodes.batch import EpisodeBatch, KShotBatch, StreamBatch, Support, some_episodes
+from fewshot.episodes.batch import (
+    EpisodeBatch,
+    KShotBatch,
+    StreamBatch,
+    Support,
+    some_episodes,
+    with_images,
+)
 from fewshot.episodes.codes import draw_codes
 from fewshot.episodes.labels import label_units
 from fewshot.episodes.source import presentation
@@ -312,12 +319,7 @@ def _features_stand_for_images(learner: Learner, probe: Probe) -> None:
 
     complaint = "answers to images and to their features, each image embedded by itself"
     for name, batch in probe.episodes().items():
-        features: EpisodeBatch
-        if isinstance(batch, KShotBatch):
-            support = batch.support._replace(images=embedded(batch.support.images))
-            features = batch._replace(support=support, query_images=embedded(batch.query_images))
-        else:
-            features = batch._replace(images=embedded(batch.images))
+        features = with_images(batch, embedded)
         answers = _where_asked(learner, batch, learner.answer_features(features))
         probe.same(_answer(learner, batch), answers, f"{name} {complaint}")
 
