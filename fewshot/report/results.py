@@ -280,7 +280,10 @@ def began_with(record: Record) -> str | None:
     if record.train_start is None:
         return None
     path = Path(record.train_start)
-    return f"{path.stem.rpartition('-')[0]} of {path.parts[-3]}" if len(path.parts) > 2 else path.stem
+    if len(path.parts) < 2:
+        return path.stem
+    suite = path.parts[-3] if len(path.parts) > 2 else record.suite  # a file of the record's own folder
+    return f"{path.stem.rpartition('-')[0]} of {suite}"
 
 
 def begun_note(records: Iterable[Record]) -> list[str]:

@@ -71,6 +71,9 @@ def test_what_a_training_began_with_is_named() -> None:
     start = {"train_start": "../first/checkpoints/simpleshot-0.safetensors", "train_start_sha256": "0"}
     told = render([trained("ridge", episodes, **start), trained("maml", episodes)], "md")
     assert "Begun with the network of another training, that of simpleshot of first: ridge." in told
+    own = {"train_start": "checkpoints/simpleshot-0.safetensors", "train_start_sha256": "0"}
+    told = render([trained("ridge", episodes, **own)], "md")
+    assert "Begun with the network of another training, that of simpleshot of hand_made: ridge." in told
 
 
 def test_a_gpu_is_named() -> None:
