@@ -280,7 +280,7 @@ def began_with(record: Record) -> str | None:
     if record.train_start is None:
         return None
     path = Path(record.train_start)
-    if len(path.parts) < 2:
+    if path.parent.name != "checkpoints":
         return path.stem
     suite = path.parts[-3] if len(path.parts) > 2 else record.suite  # a file of the record's own folder
     return f"{path.stem.rpartition('-')[0]} of {suite}"

@@ -74,6 +74,9 @@ def test_what_a_training_began_with_is_named() -> None:
     own = {"train_start": "checkpoints/simpleshot-0.safetensors", "train_start_sha256": "0"}
     told = render([trained("ridge", episodes, **own)], "md")
     assert "Begun with the network of another training, that of simpleshot of hand_made: ridge." in told
+    bare = {"train_start": "../simpleshot-0.safetensors", "train_start_sha256": "0"}
+    told = render([trained("ridge", episodes, **bare)], "md")
+    assert "Begun with the network of another training, that of simpleshot-0: ridge." in told
 
 
 def test_a_gpu_is_named() -> None:
