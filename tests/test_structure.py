@@ -287,7 +287,7 @@ def test_make_results_makes_them_all_and_weights_before_who_answers_with_them() 
             if learner.weights and learner.weights.startswith("results/"):
                 assert learner.weights.split("/")[1] in suites[: place + 1], name
             if learner.start_from:
-                assert learner.start_from.split("/")[1] in suites[:place], name
+                assert learner.start_from.split("/")[1] in suites[: place + 1], name
 
 
 @pytest.mark.parametrize("folder", RECORDED, ids=lambda folder: folder.name)

@@ -15,9 +15,11 @@ from fewshot.harness.plan import (
     check_learner_settings,
     check_suite,
     chosen_learners,
+    in_turn,
     job_seeds,
     load_split,
     planned_tests,
+    taken_files,
     training_key,
 )
 from fewshot.harness.processes import prepare_process, run_side_by_side
@@ -61,18 +63,34 @@ def run_suite(
     chosen = chosen_learners(suite, only)
     # Images are decoded once, here, and not by every process at the same time.
     training_split, test_split = load_split(suite.training_data, root), load_split(suite.data, root)
-    check_suite(suite, chosen, training_split, test_split)
-    known = frozenset() if fresh else frozenset(record.key for record in _records(folder))
-    plan = [
-        Job(suite, settings, seed, folder, root, device, threads, known)
-        for settings in chosen
-        for seed in job_seeds(settings)
-    ]
+    groups = in_turn(chosen, folder)
+    # What takes the weights of another row is checked in its turn, and now too if they are there.
+    later = [row for group in groups[1:] for row in group if all(path.is_file() for path in taken_files(row))]
+    check_suite(suite, groups[0] + later, training_split, test_split)
+    workers = jobs or max(1, (os.cpu_count() or 1) // threads)
+    made: list[Record] = []
+    for group in groups:
+        if group is not groups[0]:
+            check_suite(suite, group, training_split, test_split)
+        known = frozenset() if fresh else frozenset(record.key for record in _records(folder))
+        plan = [
+            Job(suite, settings, seed, folder, root, device, threads, known)
+            for settings in group
+            for seed in job_seeds(settings)
+        ]
+        made += _run_group(plan, workers, training_split, test_split, fresh, on_update)
+    return made
+
+
+def _run_group(
+    plan: list[Job], workers: int, training_split: Split, test_split: Split, fresh: bool, on_update: Report
+) -> list[Record]:
+    """Run jobs of which none waits for another's files; returns the new records."""
     keys = {job.name: training_key(job, training_split) for job in plan}
     tests = {job.name: {test.key for test in planned_tests(job, test_split, keys[job.name])} for job in plan}
     planned = set[str]().union(*tests.values())
     # One for each learner: its training seeds share the trials.
-    trying = {job.learner.id: job for job in plan if job.trial_settings and not tests[job.name] <= known}
+    trying = {job.learner.id: job for job in plan if job.trial_settings and not tests[job.name] <= job.known}
     if fresh:
         for job in plan:
             _forget(job, keys[job.name], training_split)
@@ -84,13 +102,13 @@ def run_suite(
             return
         record = update.record
         if record:
+            folder = plan[0].folder
             remove_records(folder, [old for old in _of_same_job(folder, record) if old.key not in planned])
             add_answers(folder, answers_file(record.episodes_digest), record.key, update.answers)
             append_record(folder, record)
             made.append(record)
         on_update(update)
 
-    workers = jobs or max(1, (os.cpu_count() or 1) // threads)
     for work, tasks in ((run_trials, [*trying.values()]), (run_job, plan)):
         if min(workers, len(tasks)) > 1:
             run_side_by_side(work, tasks, min(workers, len(tasks)), keep)

@@ -648,6 +648,63 @@ def test_weights_of_another_checkpoint_answer_under_their_own_name(
         run_suite(changed(tiny_suite, learner=[seeds]), tmp_path / "missing", jobs=1)
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_rows_that_take_the_weights_of_others_wait_for_them(
+    tiny_suite: Path, image_folder: Path, tmp_path: Path, jobs: int
+) -> None:
+    folder = tmp_path / "chained"
+    files = folder / "checkpoints"
+    options = {"widths": read_suite(tiny_suite).learner[0].options["widths"]}
+    few = {"learning_rate": 1e-3, "steps": 3}
+    chain = changed(
+        tiny_suite,
+        learner=[
+            {"id": "ridge:adopted", "weights": str(files / "ridge-0.safetensors")},
+            {
+                "id": "ridge",
+                "options": options,
+                "train": few,
+                "start_from": str(files / "prototypical-0.safetensors"),
+            },
+            {"id": "prototypical", "options": options, "train": few},
+        ],
+    )
+    made = run_suite(chain, folder, jobs=jobs)
+    order = list(dict.fromkeys(record.learner for record in made))
+    assert order == ["prototypical", "ridge", "ridge:adopted"]
+    assert {v.problem for v in verify_records(folder, root=image_folder.parent, jobs=1)} == {None}
+    assert run_suite(chain, folder, jobs=jobs) == []
+    # To start over makes all of them again, in turn: what is told of each is the new file's.
+    again = run_suite(chain, folder, jobs=jobs, fresh=True)
+    assert [(r.learner, r.accuracy) for r in again] == [(r.learner, r.accuracy) for r in made]
+    assert {r.key for r in read_records(folder)} == {r.key for r in again}
+    assert {v.problem for v in verify_records(folder, root=image_folder.parent, jobs=1)} == {None}
+    # What the file of another row is taken for is checked once it is there, and before anything if it is.
+    wrong = [row.model_dump(exclude_unset=True) for row in chain.learner]
+    wrong[0]["id"] = "lstm:adopted"
+    began = changed(tiny_suite, learner=wrong)
+    with pytest.raises(LearnerError, match="holds no 'lstm:adopted' but a Ridge"):
+        run_suite(began, folder, jobs=jobs)
+    (files / "prototypical-0.safetensors").unlink()
+    with pytest.raises(LearnerError, match=r"no checkpoint .*prototypical-0\.safetensors"):
+        run_suite(chain, folder, jobs=jobs, only=("ridge",))
+
+
+def test_rows_that_wait_for_each_other_are_refused(tiny_suite: Path, tmp_path: Path) -> None:
+    files = tmp_path / "circle" / "checkpoints"
+    rows = [
+        {"id": "prototypical", "start_from": str(files / "ridge-0.safetensors")},
+        {"id": "ridge", "start_from": str(files / "prototypical-0.safetensors")},
+        {"id": "lstm"},
+    ]
+    circle = changed(tiny_suite, learner=rows)
+    with pytest.raises(
+        LearnerError, match="'prototypical', 'ridge': each waits for weights of another of them"
+    ):
+        run_suite(circle, tmp_path / "circle", jobs=1)
+    assert not (tmp_path / "circle").exists()
+
+
 def test_a_training_goes_on_from_the_network_of_another(
     tiny_suite: Path, tiny_results: Path, image_folder: Path, tmp_path: Path
 ) -> None:
