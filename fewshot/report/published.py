@@ -1,7 +1,8 @@
 """Figures that others have published, and which of them stands beside a figure of ours.
 
 `published.csv` holds accuracies in per cent, each with its protocol, backbone, transduction, where it was
-read (`source`), and a confidence: "low" rows were recalled, or are doubtful for the reason in `note`.
+read (`source`, a number of `published_sources.csv`), and a confidence: "low" rows were recalled, or are
+doubtful for the reason in `note`.
 Santoro's figures are stream figures only: the 82.8 and 94.9 that later papers cite as "5-way 1-shot and
 5-shot" are presentations 2 and 5 of a stream, which is another task, and are left out as such.
 
@@ -107,9 +108,18 @@ class Published(BaseModel):
 @cache
 def load_published() -> tuple[Published, ...]:
     """All published figures of the package, in the file's order."""
-    text = files("fewshot.report").joinpath("published.csv").read_text(encoding="utf-8")
-    rows = csv.DictReader(text.splitlines())
-    return tuple(Published.model_validate({name: cell for name, cell in row.items() if cell}) for row in rows)
+    sources = {row["number"]: row["source"] for row in _read_csv("published_sources.csv")}
+    return tuple(
+        Published.model_validate(
+            {name: cell for name, cell in row.items() if cell} | {"source": sources[row["source"]]}
+        )
+        for row in _read_csv("published.csv")
+    )
+
+
+def _read_csv(name: str) -> list[dict[str, str]]:
+    text = files("fewshot.report").joinpath(name).read_text(encoding="utf-8")
+    return list(csv.DictReader(text.splitlines()))
 
 
 def find_published(record: Record, instance: int | None = None) -> Published | None:

@@ -1,5 +1,7 @@
 """The published figure beside ours is the right one, and only where the two can be compared."""
 
+import csv
+from importlib.resources import files
 from typing import Any
 
 import pytest
@@ -14,6 +16,17 @@ from fewshot.report.published import (
     load_published,
     made_for,
 )
+
+
+def test_each_figure_says_where_it_was_read_and_each_source_has_a_figure() -> None:
+    listed = (
+        files("fewshot.report").joinpath("published_sources.csv").read_text(encoding="utf-8").splitlines()
+    )
+    sources = [row["source"] for row in csv.DictReader(listed)]
+    assert len(set(sources)) == len(sources)
+    assert {row.source for row in load_published()} == set(sources)
+    first = load_published()[0]
+    assert (first.paper, first.source) == ("Santoro et al. 2016", "Santoro 2016 Table 1")
 
 
 def record(learner: str, protocol: str = "kshot", **fields: Any) -> Record:
