@@ -23,6 +23,7 @@ from fewshot.harness.plan import Job, job_seeds, load_split, planned_tests, trai
 from fewshot.harness.record import DRAWS_FILE, answers_digest, read_answers, read_draws, read_records
 from fewshot.harness.train import draws_digest
 from fewshot.harness.trials import recorded_trials
+from fewshot.harness.turns import makers, taken_files
 from fewshot.learners.registry import learner_class, options_of
 from fewshot.report.table import render
 
@@ -283,11 +284,11 @@ def test_make_results_makes_them_all_and_weights_before_who_answers_with_them() 
     suites = re.findall(r"^SUITES = (.*)$", makefile, re.MULTILINE)[0].split()
     assert sorted(suites) == [folder.name for folder in RECORDED]
     for place, name in enumerate(suites):
-        for learner in read_suite(ROOT / "benchmarks" / f"{name}.toml").learner:
-            if learner.weights and learner.weights.startswith("results/"):
-                assert learner.weights.split("/")[1] in suites[: place + 1], name
-            if learner.start_from:
-                assert learner.start_from.split("/")[1] in suites[: place + 1], name
+        rows = read_suite(ROOT / "benchmarks" / f"{name}.toml").learner
+        there = suites[:place]
+        made_here = makers(rows, ROOT / "results" / name)
+        for path in (path for row in rows for path in taken_files(row) if path.parts[0] == "results"):
+            assert path.parts[1] in there or (ROOT / path).resolve() in made_here, name
 
 
 @pytest.mark.parametrize("folder", RECORDED, ids=lambda folder: folder.name)

@@ -39,9 +39,14 @@ from fewshot.learners.base import Learner
 from fewshot.learners.registry import build_learner, is_ours, learner_class, options_of, telling_options
 
 
-def stem(learner_id: str, train_seed: int) -> str:
-    """The name of the files of a row's training with one seed."""
+def file_stem(learner_id: str, train_seed: int) -> str:
+    """The name of the files of a row with one train seed."""
     return f"{learner_id.replace(':', '.')}-{train_seed}"
+
+
+def checkpoint_path(folder: Path, learner_id: str, train_seed: int) -> Path:
+    """Where the weights of a row that trains lie in its suite's folder."""
+    return folder / "checkpoints" / f"{file_stem(learner_id, train_seed)}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class Job:
     @property
     def stem(self) -> str:
         """The name of this job's files."""
-        return stem(self.learner.id, self.train_seed)
+        return file_stem(self.learner.id, self.train_seed)
 
     @property
     def weights(self) -> Path | None:
@@ -80,7 +85,7 @@ class Job:
 
     @property
     def checkpoint(self) -> Path:
-        return self.weights or self.folder / "checkpoints" / f"{self.stem}.safetensors"
+        return self.weights or checkpoint_path(self.folder, self.learner.id, self.train_seed)
 
     @property
     def curve(self) -> Path:
@@ -216,39 +221,6 @@ def chosen_learners(suite: Suite, only: tuple[str, ...]) -> list[LearnerSettings
         if name not in there:
             raise LearnerError(f"suite {suite.name} has no learner {name!r}; it has {', '.join(there)}")
     return [settings for settings in suite.learner if not only or settings.id in only]
-
-
-def taken_files(settings: LearnerSettings) -> list[Path]:
-    """The checkpoints that a row answers with, or begins with."""
-    weights = [adopted(settings, seed) for seed in settings.train_seeds]
-    start = Path(settings.start_from) if settings.start_from else None
-    return [path for path in (*weights, start) if path]
-
-
-def in_turn(chosen: list[LearnerSettings], folder: Path) -> list[list[LearnerSettings]]:
-    """The rows in groups, one after the other: none takes a file of its own group's, or of a later one's.
-
-    folder: where the suite's files lie. LearnerError for rows of which each waits for another.
-    """
-    groups: list[list[LearnerSettings]] = []
-    waiting = chosen
-    while waiting:
-        to_come = {
-            (folder / "checkpoints" / f"{stem(settings.id, seed)}.safetensors").resolve()
-            for settings in waiting
-            if not settings.weights
-            for seed in job_seeds(settings)
-        }
-        ready = [row for row in waiting if not to_come & {path.resolve() for path in taken_files(row)}]
-        if not ready:
-            names = ", ".join(repr(row.id) for row in waiting)
-            raise LearnerError(
-                f"{names}: each waits for weights of another of them, or its own: leave out start_from or "
-                "weights in one"
-            )
-        groups.append(ready)
-        waiting = [row for row in waiting if row not in ready]
-    return groups
 
 
 def check_suite(suite: Suite, chosen: list[LearnerSettings], training: Split, tested: Split) -> None:

@@ -5,6 +5,7 @@ goes on where it was.
 """
 
 import os
+from functools import partial
 from pathlib import Path
 
 from fewshot.data.split import Split
@@ -15,11 +16,9 @@ from fewshot.harness.plan import (
     check_learner_settings,
     check_suite,
     chosen_learners,
-    in_turn,
     job_seeds,
     load_split,
     planned_tests,
-    taken_files,
     training_key,
 )
 from fewshot.harness.processes import prepare_process, run_side_by_side
@@ -37,6 +36,7 @@ from fewshot.harness.record import (
 )
 from fewshot.harness.train import TrainLog
 from fewshot.harness.trials import forget_trials
+from fewshot.harness.turns import groups_in_turn, makers, taken_files, without_files
 from fewshot.learners.registry import learner_class
 
 
@@ -56,44 +56,42 @@ def run_suite(
 
     A learner's first new record takes the place of those that it had under other settings. jobs: processes
     side by side, as many as there are cores by default. fresh: first forget records, weights and unfinished
-    runs of the learners to run. only: the learner ids to run, all by default. Raises FewshotError subclasses
-    for wrong input, before anything long starts wherever it can be known by then.
+    runs of the learners to run. only: the learner ids to run, all by default. A row that takes the weights or
+    the network of another row to run waits until all that need not wait are done. Raises FewshotError
+    subclasses for wrong input, before anything long starts wherever it can be known by then.
     """
     check_writable(folder)
     chosen = chosen_learners(suite, only)
+    groups = groups_in_turn(chosen, folder)
     # Images are decoded once, here, and not by every process at the same time.
     training_split, test_split = load_split(suite.training_data, root), load_split(suite.data, root)
-    groups = in_turn(chosen, folder)
-    # What takes the weights of another row is checked in its turn, and now too if they are there.
-    later = [row for group in groups[1:] for row in group if all(path.is_file() for path in taken_files(row))]
+    to_come = makers(chosen, folder)
+    later = [without_files(row, to_come) for group in groups[1:] for row in group]
     check_suite(suite, groups[0] + later, training_split, test_split)
+    job = partial(Job, suite, folder=folder, root=root, device=device, threads=threads)
+    if fresh:
+        _forget([job(row, seed) for row in chosen for seed in job_seeds(row)], training_split)
     workers = jobs or max(1, (os.cpu_count() or 1) // threads)
     made: list[Record] = []
     for group in groups:
-        if group is not groups[0]:
+        if group is not groups[0]:  # what they take is there now
             check_suite(suite, group, training_split, test_split)
-        known = frozenset() if fresh else frozenset(record.key for record in _records(folder))
-        plan = [
-            Job(suite, settings, seed, folder, root, device, threads, known)
-            for settings in group
-            for seed in job_seeds(settings)
-        ]
-        made += _run_group(plan, workers, training_split, test_split, fresh, on_update)
+        known = frozenset(record.key for record in _records(folder))
+        plan = [job(row, seed, known=known) for row in group for seed in job_seeds(row)]
+        made += _run_group(plan, workers, training_split, test_split, on_update)
     return made
 
 
 def _run_group(
-    plan: list[Job], workers: int, training_split: Split, test_split: Split, fresh: bool, on_update: Report
+    plan: list[Job], workers: int, training_split: Split, test_split: Split, on_update: Report
 ) -> list[Record]:
     """Run jobs of which none waits for another's files; returns the new records."""
+    folder = plan[0].folder
     keys = {job.name: training_key(job, training_split) for job in plan}
     tests = {job.name: {test.key for test in planned_tests(job, test_split, keys[job.name])} for job in plan}
     planned = set[str]().union(*tests.values())
     # One for each learner: its training seeds share the trials.
     trying = {job.learner.id: job for job in plan if job.trial_settings and not tests[job.name] <= job.known}
-    if fresh:
-        for job in plan:
-            _forget(job, keys[job.name], training_split)
     made: list[Record] = []
 
     def keep(update: Update) -> None:
@@ -102,7 +100,6 @@ def _run_group(
             return
         record = update.record
         if record:
-            folder = plan[0].folder
             remove_records(folder, [old for old in _of_same_job(folder, record) if old.key not in planned])
             add_answers(folder, answers_file(record.episodes_digest), record.key, update.answers)
             append_record(folder, record)
@@ -145,17 +142,23 @@ def train_learner(
     return job.checkpoint, make_checkpoint(settled(job, split, keep), split, train_key, keep)
 
 
-def _forget(job: Job, train_key: str, split: Split) -> None:
-    """Delete a job's records, its own weights, trials and unfinished runs, and nothing else."""
-    if job.trial_settings:
-        forget_trials(job, split)
-    if not job.weights:
-        remove_draws(job.checkpoint)
-        for path in (job.state(train_key), job.checkpoint, job.curve):
-            path.unlink(missing_ok=True)
-    seed = job.train_seed if learner_class(job.learner.id).trainable else None
-    owner = (job.suite.name, job.learner.id, seed)
-    remove_records(job.folder, [record for record in _records(job.folder) if _owner(record) == owner])
+def _forget(jobs: list[Job], split: Split) -> None:
+    """Delete the jobs' records, their own weights, trials and unfinished runs, and nothing else."""
+    # What a job takes may be among what goes. A run that began with another file is not found by its name.
+    whole = [job for job in jobs if all(path.is_file() for path in taken_files(job.learner))]
+    states = {job.name: job.state(training_key(job, split)) for job in whole}
+    for job in whole:
+        if job.trial_settings:
+            forget_trials(job, split)
+    for job in jobs:
+        if not job.weights:
+            remove_draws(job.checkpoint)
+            for path in (states.get(job.name), job.checkpoint, job.curve):
+                if path:
+                    path.unlink(missing_ok=True)
+        seed = job.train_seed if learner_class(job.learner.id).trainable else None
+        owner = (job.suite.name, job.learner.id, seed)
+        remove_records(job.folder, [record for record in _records(job.folder) if _owner(record) == owner])
 
 
 def _of_same_job(folder: Path, record: Record) -> list[Record]:

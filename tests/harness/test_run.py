@@ -32,6 +32,7 @@ from fewshot.harness.record import (
 )
 from fewshot.harness.run import run_suite, train_learner
 from fewshot.harness.train import draws_digest
+from fewshot.harness.turns import groups_in_turn
 from fewshot.harness.verify import verify_records
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -648,46 +649,119 @@ def test_weights_of_another_checkpoint_answer_under_their_own_name(
         run_suite(changed(tiny_suite, learner=[seeds]), tmp_path / "missing", jobs=1)
 
 
+def chain(tiny_suite: Path, folder: Path, **changes: dict[str, Any]) -> Suite:
+    """A row that answers with another's weights, which begins with the network of a third; the last first."""
+    files = folder / "checkpoints"
+    options = {"widths": read_suite(tiny_suite).learner[0].options["widths"]}
+    few = {"learning_rate": 1e-3, "steps": 3}
+    rows: list[dict[str, Any]] = [
+        {"id": "ridge:adopted", "weights": str(files / "ridge-0.safetensors")},
+        {
+            "id": "ridge",
+            "options": options,
+            "train": few,
+            "start_from": str(files / "prototypical-0.safetensors"),
+        },
+        {"id": "prototypical", "options": options, "train": few},
+    ]
+    return changed(tiny_suite, learner=[row | changes.get(row["id"].replace(":", "_"), {}) for row in rows])
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_rows_that_take_the_weights_of_others_wait_for_them(
     tiny_suite: Path, image_folder: Path, tmp_path: Path, jobs: int
 ) -> None:
     folder = tmp_path / "chained"
-    files = folder / "checkpoints"
-    options = {"widths": read_suite(tiny_suite).learner[0].options["widths"]}
-    few = {"learning_rate": 1e-3, "steps": 3}
-    chain = changed(
-        tiny_suite,
-        learner=[
-            {"id": "ridge:adopted", "weights": str(files / "ridge-0.safetensors")},
-            {
-                "id": "ridge",
-                "options": options,
-                "train": few,
-                "start_from": str(files / "prototypical-0.safetensors"),
-            },
-            {"id": "prototypical", "options": options, "train": few},
-        ],
-    )
-    made = run_suite(chain, folder, jobs=jobs)
-    order = list(dict.fromkeys(record.learner for record in made))
-    assert order == ["prototypical", "ridge", "ridge:adopted"]
-    assert {v.problem for v in verify_records(folder, root=image_folder.parent, jobs=1)} == {None}
-    assert run_suite(chain, folder, jobs=jobs) == []
+
+    def problems() -> set[str | None]:
+        return {v.problem for v in verify_records(folder, root=image_folder.parent, jobs=1)}
+
+    suite = chain(tiny_suite, folder)
+    made = run_suite(suite, folder, jobs=jobs)
+    assert list(dict.fromkeys(record.learner for record in made)) == [
+        "prototypical",
+        "ridge",
+        "ridge:adopted",
+    ]
+    assert problems() == {None}
+    assert run_suite(suite, folder, jobs=jobs) == []
     # To start over makes all of them again, in turn: what is told of each is the new file's.
-    again = run_suite(chain, folder, jobs=jobs, fresh=True)
+    again = run_suite(suite, folder, jobs=jobs, fresh=True)
     assert [(r.learner, r.accuracy) for r in again] == [(r.learner, r.accuracy) for r in made]
     assert {r.key for r in read_records(folder)} == {r.key for r in again}
-    assert {v.problem for v in verify_records(folder, root=image_folder.parent, jobs=1)} == {None}
-    # What the file of another row is taken for is checked once it is there, and before anything if it is.
-    wrong = [row.model_dump(exclude_unset=True) for row in chain.learner]
-    wrong[0]["id"] = "lstm:adopted"
-    began = changed(tiny_suite, learner=wrong)
-    with pytest.raises(LearnerError, match="holds no 'lstm:adopted' but a Ridge"):
-        run_suite(began, folder, jobs=jobs)
-    (files / "prototypical-0.safetensors").unlink()
+    assert problems() == {None}
+    # Files that are about to be replaced by those of another network stand in nobody's way.
+    wider: dict[str, Any] = {"options": {"widths": [5]}}
+    other = chain(tiny_suite, folder, prototypical=wider, ridge=wider)
+    renewed = run_suite(other, folder, jobs=jobs)
+    assert {r.key for r in read_records(folder)} == {r.key for r in renewed}
+    assert problems() == {None}
+    (folder / "checkpoints" / "prototypical-0.safetensors").unlink()
     with pytest.raises(LearnerError, match=r"no checkpoint .*prototypical-0\.safetensors"):
-        run_suite(chain, folder, jobs=jobs, only=("ridge",))
+        run_suite(other, folder, jobs=jobs, only=("ridge",))
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"ridge": {"options": {"width": [4]}}}, "learner 'ridge': unknown option of Ridge 'width'"),
+        ({"ridge_adopted": {"options": {"width": [4]}}}, "'ridge:adopted': unknown option of Ridge 'width'"),
+        ({"ridge_adopted": {"id": "lstm:adopted"}}, "will hold no 'lstm:adopted' but a Ridge"),
+        ({"ridge": {"start_from": "nobody-0.safetensors"}}, "no checkpoint nobody-0.safetensors"),
+        ({"ridge": {"train": {"episodes": {"protocol": "kshot", "way": 99}}}}, "99-way"),
+    ],
+)
+def test_what_is_wrong_with_a_row_that_waits_is_said_before_anything_is_trained(
+    changes: dict[str, dict[str, Any]], problem: str, tiny_suite: Path, tmp_path: Path, trained: list[str]
+) -> None:
+    folder = tmp_path / "wrong"
+    with pytest.raises(FewshotError, match=problem):
+        run_suite(chain(tiny_suite, folder, **changes), folder, jobs=1)
+    assert trained == []
+    assert not folder.exists()
+
+
+def test_a_row_that_waits_is_checked_against_the_file_once_it_is_there(
+    tiny_suite: Path, tmp_path: Path, trained: list[str]
+) -> None:
+    """The network of one width cannot be begun with by another, which only the file can tell."""
+    folder = tmp_path / "misfit"
+    suite = chain(tiny_suite, folder, ridge={"options": {"widths": [3]}})
+    with pytest.raises(LearnerError, match=r"learner 'ridge': the network of .* is not that of Ridge"):
+        run_suite(suite, folder, jobs=1)
+    assert trained == ["prototypical"]
+    assert {record.learner for record in read_records(folder)} == {"prototypical"}
+
+
+def test_a_file_that_no_row_makes_is_missed_before_anything_is_trained(
+    tiny_suite: Path, tmp_path: Path, trained: list[str]
+) -> None:
+    folder = tmp_path / "seeds"
+    several = {"weights": str(folder / "checkpoints" / "ridge-{seed}.safetensors"), "train_seeds": [0, 1]}
+    with pytest.raises(LearnerError, match=r"no checkpoint .*ridge-1\.safetensors"):
+        run_suite(chain(tiny_suite, folder, ridge_adopted=several), folder, jobs=1)
+    assert trained == []
+
+
+def test_rows_are_grouped_by_the_files_they_take(
+    tiny_suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def groups(rows: list[dict[str, Any]], folder: Path) -> list[list[str]]:
+        found = groups_in_turn(list(changed(tiny_suite, learner=rows).learner), folder)
+        return [[row.id for row in group] for group in found]
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "here")
+    taken = str(tmp_path / "here" / "checkpoints" / "lstm-{seed}.safetensors")
+    rows = [
+        {"id": "lstm:again", "weights": taken, "train_seeds": [0, 1]},
+        {"id": "lstm", "train_seeds": [0, 1]},
+    ]
+    for folder in ("here", "link", tmp_path / "here"):
+        assert groups(rows, Path(folder)) == [["lstm"], ["lstm:again"]]
+    assert groups(rows, Path("elsewhere")) == [["lstm:again", "lstm"]]
+    assert groups([{"id": "lstm"}, {"id": "ridge"}], Path("here")) == [["lstm", "ridge"]]
 
 
 def test_rows_that_wait_for_each_other_are_refused(tiny_suite: Path, tmp_path: Path) -> None:
@@ -699,9 +773,12 @@ def test_rows_that_wait_for_each_other_are_refused(tiny_suite: Path, tmp_path: P
     ]
     circle = changed(tiny_suite, learner=rows)
     with pytest.raises(
-        LearnerError, match="'prototypical', 'ridge': each waits for weights of another of them"
+        LearnerError, match="'prototypical' waits for 'ridge'; 'ridge' waits for 'prototypical'"
     ):
         run_suite(circle, tmp_path / "circle", jobs=1)
+    own = [{"id": "ridge", "start_from": str(files / "ridge-0.safetensors")}]
+    with pytest.raises(LearnerError, match="'ridge' waits for 'ridge'"):
+        run_suite(changed(tiny_suite, learner=own), tmp_path / "circle", jobs=1)
     assert not (tmp_path / "circle").exists()
 
 
