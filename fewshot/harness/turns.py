@@ -4,7 +4,7 @@ What such a row takes need not be there before the suite runs. What is wrong wit
 then all the same, and not after the hours of the other one: `without_files` is what can be asked of it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from fewshot.errors import LearnerError
@@ -68,6 +68,15 @@ def without_files(row: LearnerSettings, to_come: Mapping[Path, LearnerSettings])
     return maker.model_copy(
         update={"id": row.id, "options": maker.options | row.options, "weights": None, "start_from": None}
     )
+
+
+def as_they_are(rows: Sequence[LearnerSettings], folder: Path) -> list[LearnerSettings]:
+    """The rows as they can be asked now: those without their files whose files are still to come."""
+    to_come = makers(rows, folder)
+    return [
+        row if all(path.is_file() for path in taken_files(row)) else without_files(row, to_come)
+        for row in rows
+    ]
 
 
 def _awaited(row: LearnerSettings, to_come: Mapping[Path, LearnerSettings]) -> list[LearnerSettings]:

@@ -36,6 +36,7 @@ from fewshot.harness.processes import prepare_process, run_side_by_side
 from fewshot.harness.record import Draws, Record, read_answers, read_draws, read_records
 from fewshot.harness.train import count_draws, training_pools, training_protocol, validation_protocol
 from fewshot.harness.trials import read_trial_draws
+from fewshot.harness.turns import as_they_are
 from fewshot.harness.verify import protocol_of, recorded_split
 
 DRAWN_EPISODES = 1000
@@ -101,7 +102,8 @@ def _tasks_of(folder: Path, root: Path | None) -> list[Task]:
 def _tasks_of_suite(suite: Suite, root: Path | None) -> list[Task]:
     training, tested = load_split(suite.training_data, root), load_split(suite.data, root)
     sources: dict[tuple[str, Protocol], partial[list[Finding]]] = {}
-    for settings in suite.learner:
+    rows = as_they_are(suite.learner, Path("results") / suite.name)
+    for settings in rows:
         check_learner_settings(settings, training)
         for pool, protocol in _training_episodes(settings, training):
             sources[pool.digest, protocol] = partial(_audit_source, pool, protocol, 0)
@@ -109,7 +111,7 @@ def _tasks_of_suite(suite: Suite, root: Path | None) -> list[Task]:
         for rotated in test.rotated:
             pool = tested.test.with_rotations() if rotated else tested.test
             sources[pool.digest, test.build()] = partial(_audit_source, pool, test.build(), test.episode_seed)
-    learners = [partial(_audit_planned, suite, settings, root) for settings in suite.learner]
+    learners = [partial(_audit_planned, suite, settings, root) for settings in rows]
     return [*learners, *sources.values()]
 
 

@@ -101,6 +101,32 @@ def test_a_suite_passes_before_it_is_run(tiny_suite: Path) -> None:
     }
 
 
+def test_rows_whose_files_are_still_to_come_are_audited_without_them(
+    tiny_suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = tiny_suite.read_text()
+    files = "results/chained/checkpoints"
+    text += f'''
+[[learner]]
+id = "ridge"
+options = {{ widths = [4] }}
+start_from = "{files}/prototypical-0.safetensors"
+
+[[learner]]
+id = "ridge:adopted"
+weights = "{files}/ridge-0.safetensors"
+'''
+    chained = tmp_path / "chained.toml"
+    chained.write_text(text)
+    monkeypatch.chdir(tmp_path)
+    findings = audited(chained)
+    assert {finding.subject for finding in findings} >= {"ridge", "ridge:adopted"}
+    assert all(finding.holds for finding in findings), [str(one) for one in findings if not one.holds]
+    chained.write_text(text.replace("/ridge-0", "/nobody-0"))
+    with pytest.raises(LearnerError, match="no checkpoint results/chained/checkpoints/nobody-0"):
+        plan_audit(chained)
+
+
 def test_a_suite_that_trains_on_its_test_classes_is_found(tiny_suite: Path, tmp_path: Path) -> None:
     """By another split of the same images."""
     text = tiny_suite.read_text()
