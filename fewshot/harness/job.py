@@ -98,7 +98,7 @@ def run_job(job: Job, report: Report) -> None:
         return
     job = settled(job, training_split, report)
     path = job.checkpoint
-    trained = _is_trained(path, train_key)
+    trained = is_trained(path, train_key)
     if trained and note:
         report(Update(job.name, "trained", 1, 1, note))
     if not (job.weights or trained):
@@ -116,7 +116,7 @@ def run_job(job: Job, report: Report) -> None:
         report(done)
 
 
-def _is_trained(checkpoint: Path, train_key: str) -> bool:
+def is_trained(checkpoint: Path, train_key: str) -> bool:
     """Whether a checkpoint is of this training, calibrated, and the log of its draws beside it.
 
     A run may have been stopped in between: the log is written last, and its digest is in the checkpoint.

@@ -240,14 +240,19 @@ def check_suite(suite: Suite, chosen: list[LearnerSettings], training: Split, te
             learner = untrained(settings, training)
         except LearnerError as error:
             raise LearnerError(f"learner {settings.id!r}: {error}") from error
-        reasons = [learner.refusal(test.build()) for test in suite.test]
-        if all(reasons):
-            raise RecordError(f"suite {suite.name} has no test for {settings.id!r}: {reasons[0]}")
+        check_answers(suite, settings, learner)
     for test in suite.test:
         for rotated in test.rotated:
             EpisodeSampler(
                 tested.test.with_rotations() if rotated else tested.test, test.build(), test.episode_seed
             )
+
+
+def check_answers(suite: Suite, settings: LearnerSettings, learner: Learner) -> None:
+    """Raise RecordError unless a row's learner can be asked one of the tests."""
+    reasons = [learner.refusal(test.build()) for test in suite.test]
+    if all(reasons):
+        raise RecordError(f"suite {suite.name} has no test for {settings.id!r}: {reasons[0]}")
 
 
 def check_learner_settings(settings: LearnerSettings, split: Split) -> None:

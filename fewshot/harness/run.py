@@ -5,12 +5,13 @@ goes on where it was.
 """
 
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from fewshot.data.split import Split
 from fewshot.harness.config import Suite
-from fewshot.harness.job import Report, Update, make_checkpoint, run_job, run_trials, settled
+from fewshot.harness.job import Report, Update, is_trained, make_checkpoint, run_job, run_trials, settled
 from fewshot.harness.plan import (
     Job,
     check_learner_settings,
@@ -36,7 +37,7 @@ from fewshot.harness.record import (
 )
 from fewshot.harness.train import TrainLog
 from fewshot.harness.trials import forget_trials
-from fewshot.harness.turns import groups_in_turn, makers, taken_files, without_files
+from fewshot.harness.turns import check_waiting, groups_in_turn, makers, taken_files
 from fewshot.learners.registry import learner_class
 
 
@@ -65,21 +66,33 @@ def run_suite(
     groups = groups_in_turn(chosen, folder)
     # Images are decoded once, here, and not by every process at the same time.
     training_split, test_split = load_split(suite.training_data, root), load_split(suite.data, root)
+    check_suite(suite, groups[0], training_split, test_split)
     to_come = makers(chosen, folder)
-    later = [without_files(row, to_come) for group in groups[1:] for row in group]
-    check_suite(suite, groups[0] + later, training_split, test_split)
+    for row in (row for group in groups[1:] for row in group):
+        check_waiting(suite, row, to_come, training_split, test_split)
     job = partial(Job, suite, folder=folder, root=root, device=device, threads=threads)
     if fresh:
         _forget([job(row, seed) for row in chosen for seed in job_seeds(row)], training_split)
     workers = jobs or max(1, (os.cpu_count() or 1) // threads)
+    taken = {path.resolve() for row in chosen for path in taken_files(row)}
     made: list[Record] = []
     for group in groups:
         if group is not groups[0]:  # what they take is there now
             check_suite(suite, group, training_split, test_split)
         known = frozenset(record.key for record in _records(folder))
         plan = [job(row, seed, known=known) for row in group for seed in job_seeds(row)]
+        # Weights that are lost, and wanted, are made again, and what is known of them is measured again.
+        plan = [
+            replace(one, known=frozenset()) if _is_wanted(one, taken, training_split) else one for one in plan
+        ]
         made += _run_group(plan, workers, training_split, test_split, on_update)
     return made
+
+
+def _is_wanted(job: Job, taken: set[Path], split: Split) -> bool:
+    """Whether another row takes a job's checkpoint, and it is not there as it should be."""
+    wanted = not job.weights and job.checkpoint.resolve() in taken
+    return wanted and not is_trained(job.checkpoint, training_key(job, split))
 
 
 def _run_group(
@@ -100,7 +113,8 @@ def _run_group(
             return
         record = update.record
         if record:
-            remove_records(folder, [old for old in _of_same_job(folder, record) if old.key not in planned])
+            gone = [old for old in _of_same_job(folder, record) if old.key not in planned - {record.key}]
+            remove_records(folder, gone)
             add_answers(folder, answers_file(record.episodes_digest), record.key, update.answers)
             append_record(folder, record)
             made.append(record)
@@ -147,9 +161,9 @@ def _forget(jobs: list[Job], split: Split) -> None:
     # What a job takes may be among what goes. A run that began with another file is not found by its name.
     whole = [job for job in jobs if all(path.is_file() for path in taken_files(job.learner))]
     states = {job.name: job.state(training_key(job, split)) for job in whole}
-    for job in whole:
+    for job in jobs:
         if job.trial_settings:
-            forget_trials(job, split)
+            forget_trials(job, split if job in whole else None)
     for job in jobs:
         if not job.weights:
             remove_draws(job.checkpoint)

@@ -126,10 +126,13 @@ def try_candidates(
     return held
 
 
-def forget_trials(job: Job, split: Split) -> None:
-    """Delete what came of a job's trials, and those that are not done."""
+def forget_trials(job: Job, split: Split | None) -> None:
+    """Delete what came of a job's trials, and those that are not done.
+
+    split: what it trains on; None where what it begins with is not there, so that these cannot be told.
+    """
     remove_draws(job.trials_path)
-    states = [trial.state(training_key(trial, split)) for trial in _trial_jobs(job)]
+    states = [trial.state(training_key(trial, split)) for trial in _trial_jobs(job)] if split else []
     for path in (job.trials_path, *states):
         path.unlink(missing_ok=True)
 

@@ -696,9 +696,14 @@ def test_rows_that_take_the_weights_of_others_wait_for_them(
     renewed = run_suite(other, folder, jobs=jobs)
     assert {r.key for r in read_records(folder)} == {r.key for r in renewed}
     assert problems() == {None}
+    # What is lost is made again for who takes it, if it is among what is to run.
     (folder / "checkpoints" / "prototypical-0.safetensors").unlink()
     with pytest.raises(LearnerError, match=r"no checkpoint .*prototypical-0\.safetensors"):
         run_suite(other, folder, jobs=jobs, only=("ridge",))
+    restored = run_suite(other, folder, jobs=jobs)
+    assert {r.key for r in read_records(folder)} == {r.key for r in restored}
+    assert [(r.learner, r.accuracy) for r in restored] == [(r.learner, r.accuracy) for r in renewed]
+    assert problems() == {None}
 
 
 @pytest.mark.parametrize(
@@ -706,9 +711,13 @@ def test_rows_that_take_the_weights_of_others_wait_for_them(
     [
         ({"ridge": {"options": {"width": [4]}}}, "learner 'ridge': unknown option of Ridge 'width'"),
         ({"ridge_adopted": {"options": {"width": [4]}}}, "'ridge:adopted': unknown option of Ridge 'width'"),
-        ({"ridge_adopted": {"id": "lstm:adopted"}}, "will hold no 'lstm:adopted' but a Ridge"),
-        ({"ridge": {"start_from": "nobody-0.safetensors"}}, "no checkpoint nobody-0.safetensors"),
-        ({"ridge": {"train": {"episodes": {"protocol": "kshot", "way": 99}}}}, "99-way"),
+        ({"ridge_adopted": {"id": "lstm:adopted"}}, "'ridge' will make weights of Ridge, not of Lstm"),
+        (
+            {"ridge_adopted": {"train_seeds": [1]}},
+            r"weights of 'ridge' have train seeds \(0,\), the row says \(1,\)",
+        ),
+        ({"prototypical": {"id": "nearest_neighbour", "options": {}}}, "no checkpoint .*prototypical-0"),
+        ({"ridge": {"train": {"episodes": {"protocol": "kshot", "way": 99}}}}, "99-way needs 99 classes"),
     ],
 )
 def test_what_is_wrong_with_a_row_that_waits_is_said_before_anything_is_trained(
@@ -724,13 +733,47 @@ def test_what_is_wrong_with_a_row_that_waits_is_said_before_anything_is_trained(
 def test_a_row_that_waits_is_checked_against_the_file_once_it_is_there(
     tiny_suite: Path, tmp_path: Path, trained: list[str]
 ) -> None:
-    """The network of one width cannot be begun with by another, which only the file can tell."""
+    """Whether a network fits is told by the file."""
     folder = tmp_path / "misfit"
     suite = chain(tiny_suite, folder, ridge={"options": {"widths": [3]}})
     with pytest.raises(LearnerError, match=r"learner 'ridge': the network of .* is not that of Ridge"):
         run_suite(suite, folder, jobs=1)
     assert trained == ["prototypical"]
     assert {record.learner for record in read_records(folder)} == {"prototypical"}
+
+
+def test_options_to_answer_with_are_not_held_against_the_training_of_the_weights(
+    tiny_suite: Path, tmp_path: Path, trained: list[str]
+) -> None:
+    """A network of averaged features is trained on windows, on which maps laid flat could not be."""
+    folder = tmp_path / "windows"
+    conv: dict[str, Any] = {"name": "conv", "averaged": True}
+    augment = {"angle_degrees": 0.0, "shift": 0.1, "crop": 8}
+    rows = [
+        {
+            "id": "prototypical:flat",
+            "weights": str(folder / "checkpoints" / "prototypical-0.safetensors"),
+            "options": {"backbone": conv | {"averaged": False}},
+        },
+        {
+            "id": "prototypical",
+            "options": {"widths": [4, 4], "backbone": conv},
+            "train": {"steps": 3, "rotations": False, "augment": augment},
+        },
+    ]
+    made = run_suite(changed(tiny_suite, learner=rows), folder, jobs=1)
+    assert list(dict.fromkeys(record.learner for record in made)) == ["prototypical", "prototypical:flat"]
+
+
+def test_rows_with_nothing_to_train_have_one_file(tiny_suite: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "seeds"
+    weights = str(folder / "checkpoints" / "nearest_neighbour-{seed}.safetensors")
+    rows = [
+        {"id": "nearest_neighbour:b", "weights": weights, "train_seeds": [0]},
+        {"id": "nearest_neighbour"},
+    ]
+    made = run_suite(changed(tiny_suite, learner=rows), folder, jobs=1)
+    assert {record.learner for record in made} == {"nearest_neighbour", "nearest_neighbour:b"}
 
 
 def test_a_file_that_no_row_makes_is_missed_before_anything_is_trained(
@@ -779,6 +822,17 @@ def test_rows_that_wait_for_each_other_are_refused(tiny_suite: Path, tmp_path: P
     own = [{"id": "ridge", "start_from": str(files / "ridge-0.safetensors")}]
     with pytest.raises(LearnerError, match="'ridge' waits for 'ridge'"):
         run_suite(changed(tiny_suite, learner=own), tmp_path / "circle", jobs=1)
+    for starting, made in (("nearest_neighbour", "ridge"), ("ridge", "nearest_neighbour")):
+        few: dict[str, Any] = {"ridge": {"options": {"widths": [4]}}}
+        start = str(files / f"{made}-0.safetensors")
+        barren = [
+            {"id": starting, "start_from": start} | few.get(starting, {}),
+            {"id": made} | few.get(made, {}),
+        ]
+        with pytest.raises(
+            LearnerError, match="'nearest_neighbour' has nothing to train: leave out start_from"
+        ):
+            run_suite(changed(tiny_suite, learner=barren), tmp_path / "circle", jobs=1)
     assert not (tmp_path / "circle").exists()
 
 
