@@ -299,10 +299,11 @@ class LearnerSettings(Settings):
     """One training each, of weights and episodes of its own."""
     weights: str | None = None
     """A recorded checkpoint to answer with under this row's options, instead of training, or that of another
-    row of the suite, which is run first; "{seed}" in its path stands for the train seed."""
+    row of the suite, "results/SUITE/checkpoints/ID-SEED.safetensors" (":" as "."), which is run first;
+    "{seed}" in its path stands for the train seed."""
     start_from: str | None = None
     """A recorded checkpoint whose network of images the training begins with, trained on the same split, or
-    that of another row of the suite, which is run first; all train seeds begin with the one."""
+    that of another row, as for weights; all train seeds begin with the one."""
     stream_episodes: Count | None = None
     """Fewer test streams than the tests ask for, where answering is expensive; the record says so."""
 
