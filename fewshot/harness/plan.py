@@ -208,7 +208,7 @@ def fresh_learner(settings: LearnerSettings, train_seed: int, split: Split) -> L
 
 def untrained(settings: LearnerSettings, split: Split) -> Learner:
     """The learner to be asked what it answers: with the weights it is to adopt, or with any."""
-    weights = adopted(settings, settings.train_seeds[0])
+    weights = adopted(settings, job_seeds(settings)[0])
     if weights:
         return load_learner(weights, options=settings.options)
     return fresh_learner(settings, 0, split)
@@ -258,7 +258,7 @@ def check_answers(suite: Suite, settings: LearnerSettings, learner: Learner) -> 
 def check_learner_settings(settings: LearnerSettings, split: Split) -> None:
     """Raise unless the learner can be built, and answers a training and a validation episode."""
     if settings.weights:
-        for seed in settings.train_seeds:
+        for seed in job_seeds(settings):
             _check_adopted(settings, seed)
         return
     if settings.start_from:
@@ -296,7 +296,7 @@ def _check_training(settings: LearnerSettings, split: Split) -> None:
 
 def check_unseen(settings: LearnerSettings, training: Split, tested: Split) -> None:
     """Raise RecordError where classes of the test are among those that the training draws, or drew."""
-    for seed in settings.train_seeds:
+    for seed in job_seeds(settings):
         weights = adopted(settings, seed)
         if weights:
             trained_on = json.loads(checkpoint_facts(weights)["training"])["train_dataset"]

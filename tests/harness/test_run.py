@@ -769,7 +769,7 @@ def test_rows_with_nothing_to_train_have_one_file(tiny_suite: Path, tmp_path: Pa
     folder = tmp_path / "seeds"
     weights = str(folder / "checkpoints" / "nearest_neighbour-{seed}.safetensors")
     rows = [
-        {"id": "nearest_neighbour:b", "weights": weights, "train_seeds": [0]},
+        {"id": "nearest_neighbour:b", "weights": weights, "train_seeds": [0, 1]},
         {"id": "nearest_neighbour"},
     ]
     made = run_suite(changed(tiny_suite, learner=rows), folder, jobs=1)
