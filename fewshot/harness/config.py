@@ -233,7 +233,8 @@ class TrainSettings(Settings):
     trials: TrialSettings | None = None
     """What is tried first; left out, the settings are what they are."""
     float16: StrictBool = False
-    """Whether matrices of weights are stored as float16, and not as whole steps in a third of the room."""
+    """Whether matrices of weights are stored as float16 of six significant bits, and not as whole steps in
+    half the room."""
     compiled: StrictBool = False
     """Whether, on a GPU, the network of images is compiled and an update of K-shot episodes recorded once and
     replayed, by learners of which that can be. (Conv4-64 took half a minute for each shape of episodes on an
