@@ -233,7 +233,7 @@ class TrainSettings(Settings):
     trials: TrialSettings | None = None
     """What is tried first; left out, the settings are what they are."""
     float16: StrictBool = False
-    """Whether matrices of weights are stored as float16 of six significant bits, and not as whole steps in
+    """Whether matrices of weights are stored as float16 of five significant bits, and not as whole steps in
     half the room."""
     compiled: StrictBool = False
     """Whether, on a GPU, the network of images is compiled and an update of K-shot episodes recorded once and
