@@ -9,7 +9,7 @@ seventy tensors are longer than their vectors. Where a training asks for it, mat
 ten bits of mantissa four are kept. Files of earlier versions hold the tensors one by one, as float16 or as
 whole numbers, compressed or not, and are read as well. (A file in whole steps is 0.6 bytes a weight. Recorded
 learners that were stored again so, and calibrated again, moved by up to 0.8 points over 1,000 test episodes,
-LSTMs by up to 1.3. One in float16 is 1.1 bytes a weight; all ten bits would make it 1.8.)
+LSTMs by up to 1.3. One in float16 is about a byte a weight; all ten bits would make it 1.8.)
 """
 
 import hashlib
@@ -41,7 +41,7 @@ PACKED_ALONE = ":brotli"
 COARSENESS = 0.15
 """A step, in root mean squares of its row."""
 MANTISSA_BITS = 4
-"""Of a float16's ten: a weight is off by a thirty-second of itself at most."""
+"""Of a float16's ten: a weight is off by a thirty-second at most, one under 2 ** -14 by 2 ** -19."""
 _CODEC = pa.Codec("brotli", compression_level=11)
 _LENGTH = "unpacked_bytes"
 _METADATA = ("learner", "version", "options", "image_shape", "way", "tensors_sha256", "metadata_sha256")
@@ -53,8 +53,8 @@ def save_learner(
     """Write the checkpoint (to a temporary name, then renamed) and return its SHA-256 in hexadecimal.
 
     name and options are what `build_learner` needs to make the learner again; facts are kept with them.
-    float16: whether matrices are kept as such, twice as large, in place of whole steps. What only training
-    needs is left out. Weights that were read from the checkpoint that is there stay as they are in
+    float16: whether matrices are kept as such, less than twice as large, in place of whole steps. What only
+    training needs is left out. Weights that were read from the checkpoint that is there stay as they are in
     it: rounded twice, they would be others.
     """
     tensors: dict[str, Tensor] = {}
@@ -197,12 +197,16 @@ def _stored(key: str, value: Tensor, float16: bool) -> dict[str, Tensor]:
 
 
 def _short_float16(value: Tensor) -> Tensor:
-    """float16 whose last bits of mantissa are zeros, which compress to nothing."""
+    """float16 whose last bits of mantissa are zeros, which compress to nothing.
+
+    What would become infinite, or is no number, keeps them all.
+    """
     whole = value.half()
     step = 1 << (10 - MANTISSA_BITS)
-    # A float16's bits count its magnitude, whatever its sign: half a step more, cut down, is the nearest one.
-    short = (whole.view(torch.int16) + step // 2 & -step).view(torch.float16)
-    return torch.where(short.isfinite(), short, whole)
+    # A float16's bits count its magnitude, whatever its sign: half a step more, cut down, is the nearest one,
+    # of two the one further from zero.
+    short = ((whole.view(torch.int16) + step // 2) & -step).view(torch.float16)
+    return torch.where(whole.isfinite() & short.isfinite(), short, whole)
 
 
 def _unpacked_alone(packed: Tensor, like: Tensor) -> Tensor:

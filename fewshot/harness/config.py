@@ -234,7 +234,7 @@ class TrainSettings(Settings):
     """What is tried first; left out, the settings are what they are."""
     float16: StrictBool = False
     """Whether matrices of weights are stored as float16 of five significant bits, and not as whole steps in
-    half the room."""
+    three fifths of the room."""
     compiled: StrictBool = False
     """Whether, on a GPU, the network of images is compiled and an update of K-shot episodes recorded once and
     replayed, by learners of which that can be. (Conv4-64 took half a minute for each shape of episodes on an
