@@ -1,6 +1,7 @@
-"""A transformer over all that was shown, the modern reference: see `fewshot.memory.attention`.
+"""A transformer over all that was shown (Vaswani et al. 2017), the modern reference.
 
-It has the encoder of `Mann`, and labels come to it as they do there, one step late.
+It is `fewshot.memory.attention` behind the encoder of `Mann`, and labels come to it as they do there, one step
+late.
 """
 
 from functools import partial
@@ -13,7 +14,7 @@ from fewshot.memory.attention import AttentionCell
 
 
 class Attention(RecurrentLearner):
-    """Attention over the stored pairs.
+    """Attention over the stored pairs; inductive, batch norm frozen.
 
     tie: whether an image is looked up with the key that it will be stored under.
     """

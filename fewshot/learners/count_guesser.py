@@ -15,7 +15,10 @@ from fewshot.learners.embedding import EmbeddingLearner
 
 
 class CountGuesser(EmbeddingLearner):
-    """Answers the label shown least so far; in K-shot, where all were shown equally often, none."""
+    """Answers the label shown least so far; in K-shot, where all were shown equally often, none.
+
+    Inductive, no batch norm.
+    """
 
     trainable: ClassVar[bool] = False
 

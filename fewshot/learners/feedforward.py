@@ -14,7 +14,7 @@ from fewshot.memory.cell import FeedforwardCell
 
 
 class Feedforward(RecurrentLearner):
-    """A hidden layer over (embedding, previous label)."""
+    """A hidden layer over (embedding, previous label); inductive, batch norm frozen."""
 
     def __init__(
         self,

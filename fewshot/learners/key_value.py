@@ -32,7 +32,7 @@ from fewshot.memory.key_value import (
 
 
 class KeyValue(EncoderLearner, MetricLearner):
-    """A key-value memory with ages, any way and shot.
+    """A key-value memory with ages; inductive, batch norm frozen, any way and shot.
 
     margin: by how much the nearest right key should be nearer than the nearest wrong one.
     """

@@ -14,7 +14,7 @@ from fewshot.memory.cell import LstmCell
 
 
 class Lstm(RecurrentLearner):
-    """An LSTM over (embedding, previous label)."""
+    """An LSTM over (embedding, previous label); inductive, batch norm frozen."""
 
     added_options: ClassVar[frozenset[str]] = frozenset({"skip", "metric_weight", "labels"})
 

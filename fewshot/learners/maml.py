@@ -1,9 +1,9 @@
-"""Model-agnostic meta-learning (Finn, Abbeel and Levine 2017), second and first order; and MAML++.
+"""Model-agnostic meta-learning (Finn, Abbeel and Levine 2017); and MAML++.
 
 Weights are learned from which a few steps of gradient descent on the support set (the paper's equation 1)
-reach a good classifier: the outer loss is taken after the inner steps (algorithm 1). `Maml` differentiates
-through the inner gradient; `Fomaml` takes it for a constant (the paper's section 5.2). `gradient.py` has
-both, and what batch norm they use: by default one that makes them transductive in K-shot.
+reach a good classifier: the outer loss is taken after the inner steps (algorithm 1), and its gradient goes
+through theirs. `gradient.py` has the steps, and what batch norm they use: by default one that makes them
+transductive in K-shot. The first order is `fomaml.py`.
 
 MAML++ (Antoniou, Edwards and Storkey 2019, "How to train your MAML", section 4) is `Maml` with its options.
 With N inner steps, t updates of the learned weights done and T updates to fade away in:
@@ -110,9 +110,3 @@ class Maml(GradientLearner):
 
 def _norms(module: nn.Module) -> list[nn.BatchNorm2d]:
     return [norm for norm in module.modules() if isinstance(norm, nn.BatchNorm2d)]
-
-
-class Fomaml(GradientLearner):
-    """First-order MAML: the inner gradient is taken for a constant; about half the time per step."""
-
-    second_order: ClassVar[bool] = False

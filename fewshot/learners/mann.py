@@ -15,7 +15,10 @@ from fewshot.memory.lrua import AddVector, LeastUsed, Lrua, Order
 
 
 class Mann(MemoryNetwork):
-    """Memory-augmented network with a convolutional encoder; the memory's options are explained at `Lrua`."""
+    """Memory-augmented network with a convolutional encoder; inductive, batch norm frozen.
+
+    The memory's options are explained at `Lrua`.
+    """
 
     added_options: ClassVar[frozenset[str]] = frozenset(
         {"add_vector", "intervention", "labels", "metric_weight", "order"}

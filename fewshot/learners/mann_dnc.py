@@ -14,7 +14,10 @@ from fewshot.memory.dnc import Dnc
 
 
 class MannDnc(MemoryNetwork):
-    """Differentiable neural computer with a convolutional encoder; the memory's options: see `Dnc`."""
+    """Differentiable neural computer with a convolutional encoder; inductive, batch norm frozen.
+
+    The memory's options are explained at `Dnc`.
+    """
 
     def __init__(
         self,

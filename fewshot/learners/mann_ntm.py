@@ -16,7 +16,10 @@ from fewshot.memory.ntm import Ntm
 
 
 class MannNtm(MemoryNetwork):
-    """Neural Turing machine with a convolutional encoder; the memory's options are explained at `Ntm`."""
+    """Neural Turing machine with a convolutional encoder; inductive, batch norm frozen.
+
+    The memory's options are explained at `Ntm`.
+    """
 
     def __init__(
         self,

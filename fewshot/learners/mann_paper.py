@@ -22,7 +22,7 @@ from fewshot.memory.lrua import AddVector, LeastUsed, Lrua, Order
 
 
 class MannPaper(MemoryNetwork):
-    """Memory-augmented network as the paper describes it.
+    """Memory-augmented network as the paper describes it; inductive, without batch norm.
 
     Departures are other values than the defaults of least_used, add_vector, strength_offset and order (see
     `Lrua`), and tie, the tied content path (see `fewshot.memory.cell`), which needs add_vector "apart".

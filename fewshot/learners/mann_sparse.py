@@ -21,7 +21,9 @@ from fewshot.memory.store import OverlayStore, OwnStore, Store, distractors
 
 
 class MannSparse(MemoryNetwork):
-    """Sparse access memory with a convolutional encoder; the memory's options are explained at `Sparse`.
+    """Sparse access memory with a convolutional encoder; inductive, batch norm frozen.
+
+    The memory's options are explained at `Sparse`.
 
     filled: whether each episode begins with `distractors` in all slots, the same in every one, in place of
         empty slots;

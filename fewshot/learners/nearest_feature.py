@@ -31,7 +31,7 @@ from fewshot.memory.attribution import Watch, append_only
 
 
 class NearestFeature(EncoderLearner, Nearest):
-    """Nearest stored embedding by cosine, any way and shot.
+    """Nearest stored embedding by cosine; inductive, batch norm frozen, any way and shot.
 
     soft: whether all stored images of a class speak for it, or the nearest alone.
     sharpness: what it is before training.

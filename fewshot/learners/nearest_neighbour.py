@@ -11,7 +11,10 @@ from fewshot.learners.nearest import Nearest
 
 
 class NearestNeighbour(Nearest):
-    """The label of the nearest stored image by Euclidean distance of pixels; nothing to train."""
+    """The label of the nearest stored image by Euclidean distance of pixels; nothing to train.
+
+    Inductive, no batch norm.
+    """
 
     trainable: ClassVar[bool] = False
 

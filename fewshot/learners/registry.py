@@ -21,11 +21,12 @@ from fewshot.learners.baseline import Baseline
 from fewshot.learners.baseline_pp import BaselinePp
 from fewshot.learners.count_guesser import CountGuesser
 from fewshot.learners.feedforward import Feedforward
+from fewshot.learners.fomaml import Fomaml
 from fewshot.learners.key_value import KeyValue
 from fewshot.learners.known import Known
 from fewshot.learners.logistic import Logistic
 from fewshot.learners.lstm import Lstm
-from fewshot.learners.maml import Fomaml, Maml
+from fewshot.learners.maml import Maml
 from fewshot.learners.mann import Mann
 from fewshot.learners.mann_dnc import MannDnc
 from fewshot.learners.mann_ntm import MannNtm

@@ -19,8 +19,9 @@ from fewshot.harness.train import train
 from fewshot.interop.learn2learn_maml import Learn2LearnMaml
 from fewshot.learners.backbones import Downsample
 from fewshot.learners.check import check_learner
+from fewshot.learners.fomaml import Fomaml
 from fewshot.learners.gradient import GradientLearner
-from fewshot.learners.maml import Fomaml, Maml
+from fewshot.learners.maml import Maml
 
 WAY, RATE = 3, 0.4
 

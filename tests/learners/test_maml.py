@@ -15,8 +15,9 @@ from fewshot.errors import LearnerError
 from fewshot.learners import gradient
 from fewshot.learners.backbones import ConvBackbone, Downsample
 from fewshot.learners.check import check_learner
+from fewshot.learners.fomaml import Fomaml
 from fewshot.learners.gradient import GradientLearner
-from fewshot.learners.maml import Fomaml, Maml
+from fewshot.learners.maml import Maml
 from fewshot.learners.registry import telling_options
 from fewshot.learners.task_network import features, features_side_by_side, same_weights
 

@@ -1,7 +1,9 @@
 """Learners by name: what is known, what is refused, and how options are read."""
 
 import dataclasses
+import inspect
 import math
+import re
 import sys
 import types
 from pathlib import Path
@@ -74,6 +76,17 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     learners = dataclasses.replace(registry._LEARNERS, things=dict(registry._LEARNERS.things))
     monkeypatch.setattr(registry, "_LEARNERS", learners)
     register_learner("own", Own)
+
+
+@pytest.mark.parametrize("name", learner_names())
+def test_every_learner_says_in_words_what_it_is(name: str) -> None:
+    """Inductive or transductive as built by default, and something of its batch norm."""
+    learner = build_learner(
+        name, IMAGE_SHAPE, 5, {"classes": 7} if "classes" in options_of(learner_class(name)) else {}
+    )
+    text = f"{inspect.getdoc(sys.modules[type(learner).__module__])} {inspect.getdoc(type(learner))}".lower()
+    assert re.search(r"\btransductive" if learner.transductive else r"\binductive", text)
+    assert re.search(r"batch\s+norm", text)
 
 
 def test_every_id_of_the_issue_is_known() -> None:
