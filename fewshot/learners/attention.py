@@ -1,6 +1,6 @@
 """A transformer over all that was shown (Vaswani et al. 2017), the modern reference.
 
-It is `fewshot.memory.attention` behind the encoder of `Mann`, and labels come to it as they do there, one step
+It is `fewshot.memory.attention` behind the encoder of `Mann`. Labels come to it as they do there, one step
 late.
 """
 
