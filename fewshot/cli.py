@@ -366,9 +366,10 @@ def _suite(place: Path, weights: str | None) -> "Suite":
 def _write_table(folder: Path) -> None:
     """The tables beside the records that they are made from; programs ask `fewshot table --format csv`."""
     from fewshot.harness.record import read_records, replace_file
-    from fewshot.report.table import render
+    from fewshot.report.formats import write
+    from fewshot.report.training_table import tables_and_training
 
-    replace_file(folder / "table.md", render(read_records(folder), "md", folder).encode())
+    replace_file(folder / "table.md", write(tables_and_training(read_records(folder), folder), "md").encode())
 
 
 @app.command()

@@ -8,8 +8,7 @@ from fewshot.harness.record import Record, read_records
 from fewshot.report.figure import png
 from fewshot.report.pages import data_uri, fill
 from fewshot.report.plot import PLOT_COLORS, suite_figures
-from fewshot.report.table import tables
-from fewshot.report.training_table import training_table, was_trained
+from fewshot.report.training_table import tables_and_training
 
 
 def results_page(folder: Path, command: str) -> str:
@@ -18,16 +17,13 @@ def results_page(folder: Path, command: str) -> str:
     Raises RecordError where there are no records, or a curve is malformed.
     """
     records = read_records(folder)
-    shown = tables(records, folder)
-    if any(map(was_trained, records)):
-        shown.append(training_table(records))
     return fill(
         "results.html",
         title=f"Results: {', '.join(dict.fromkeys(record.suite for record in records))}",
         made=_made(records),
         command=command,
         check=shlex.join(["fewshot", "verify", str(folder)]),
-        tables=shown,
+        tables=tables_and_training(records, folder),
         plots=[
             {"title": figure.get_label(), "image": data_uri(png(figure, PLOT_COLORS))}
             for figure in suite_figures(folder).values()

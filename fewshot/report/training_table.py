@@ -1,6 +1,7 @@
 """What learners were trained on, and for how long: a fair comparison shows it beside its figures."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -8,6 +9,7 @@ from fewshot.errors import RecordError
 from fewshot.harness.record import Record
 from fewshot.report.formats import ResultTable, Row, write
 from fewshot.report.results import begun_note, learner_rank, training
+from fewshot.report.table import tables
 
 COLUMNS = ("on", "updates", "episodes", "images", "time", "seeds")
 
@@ -15,6 +17,12 @@ COLUMNS = ("on", "updates", "episodes", "images", "time", "seeds")
 def render(records: Iterable[Record], format: str) -> str:
     """The table as "md", "latex", "html" or "text"; RecordError for others, and where nobody was trained."""
     return write([training_table(records)], format)
+
+
+def tables_and_training(records: Sequence[Record], folder: Path) -> list[ResultTable]:
+    """All tables of a results folder, that of training last where somebody was trained."""
+    shown = tables(records, folder)
+    return [*shown, training_table(records)] if any(map(was_trained, records)) else shown
 
 
 def training_table(records: Iterable[Record]) -> ResultTable:
