@@ -33,6 +33,7 @@ class Best(NamedTuple):
 
 
 NOTHING = Best(frozenset(), "")
+FAR = 10  # points; who is so far below the best and not told from it is named in the note: the mark misleads
 _UNKNOWN = 1  # the presentation at which a class was not named yet
 
 
@@ -43,6 +44,7 @@ def find_best(rows: Mapping[str, Cells], folder: Path | None) -> Best:
     """
     cells: dict[tuple[str, int], Pair] = {}
     leaders: set[tuple[str, int]] = set()
+    far: set[tuple[str, int]] = set()
     for column in sorted({column for row in rows.values() for column in row}):
         figures = {label: row[column] for label, row in rows.items() if column in row}
         ranked = {
@@ -62,6 +64,8 @@ def find_best(rows: Mapping[str, Cells], folder: Path | None) -> Best:
         if others:
             leaders.add((leader, column))
             cells |= others
+            top = _accuracy(best, instance)
+            far |= {cell for cell in others if top - _accuracy(*ranked[cell[0]]) > FAR}
     if not cells:
         return NOTHING
     if folder is None:
@@ -74,17 +78,20 @@ def find_best(rows: Mapping[str, Cells], folder: Path | None) -> Best:
     shown = [figure for row in rows.values() for figure in row.values()]
     apart = [TRANSDUCTIVE_MARK] if any(result.record.transductive for result, _ in shown) else []
     apart += ["the 1st presentation"] if any(instance == _UNKNOWN for _, instance in shown) else []
-    return Best(frozenset(leaders | alike), _note(compared, apart))
+    odd = dict.fromkeys(label for label, column in cells if (label, column) in alike & far)
+    return Best(frozenset(leaders | alike), _note(compared, apart, list(odd)))
 
 
 def _accuracy(result: Result, instance: int | None) -> float:
     return result.figures[instance].accuracy
 
 
-def _note(compared: Sequence[Compared], apart: Sequence[str]) -> str:
+def _note(compared: Sequence[Compared], apart: Sequence[str], odd: Sequence[str]) -> str:
     about_methods = all(one.comparison.ci95_methods is not None for one in compared)
     over = "training seeds, test classes" if about_methods else "test classes"
     left_out = f" Not among them: {' and '.join(apart)}." if apart else ""
+    if odd:
+        left_out += f" {FAR} points and more below the best, marked as it varies so: {', '.join(odd)}."
     return (
         f"not distinguishable from the best of the column (p of {SIGNIFICANT:g} or more): paired test on the "
         f"same episodes, over {over} and episodes, Holm-corrected over "

@@ -54,6 +54,20 @@ def test_the_claim_is_about_methods_where_all_have_three_seeds(
     assert "This is about the methods." in table.marks
 
 
+def test_who_is_marked_though_far_below_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing is significant all are marked, however far below."""
+    monkeypatch.setattr("fewshot.report.best.SIGNIFICANT", 0.0)
+    monkeypatch.setattr("fewshot.report.best.FAR", 3)
+    records = [r for r in read_records(folder) if r.protocol == "stream"]
+    (table,) = tables(records, folder)
+    results = {result.record.learner: result for result in merge_seeds(records)}
+    top = {k: max(result.figures[k].accuracy for result in results.values()) for k in (2, 3)}
+    far = {n for n, result in results.items() if any(top[k] - result.figures[k].accuracy > 3 for k in (2, 3))}
+    assert 0 < len(far) < len(results)
+    assert " 3 points and more below the best, marked as it varies so: " in table.marks
+    assert set(table.marks.rpartition(": ")[2].removesuffix(".").split(", ")) == far
+
+
 def test_one_comparison_is_not_several() -> None:
     assert [counted(number, "comparison") for number in (1, 2)] == ["1 comparison", "2 comparisons"]
 
