@@ -61,6 +61,14 @@ def open_part(place: Path, name: str, remedy: str) -> Iterator[IO[bytes]]:
     raise DataError(f"{place} holds no file {name}: {remedy}")
 
 
+def part_names(place: Path, remedy: str) -> set[str]:
+    """The names of the files of a folder, or of all folders of a tar archive: what `open_part` would find."""
+    if not is_tar(place):
+        return {path.name for path in place.iterdir() if path.is_file()}
+    with open_tar(place, remedy) as archive:
+        return {PurePosixPath(entry.name).name for entry in archive if entry.isfile()}
+
+
 def looks_like_html(path: Path) -> bool:
     """Whether a file begins as web pages do."""
     with path.open("rb") as file:

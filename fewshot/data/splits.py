@@ -12,6 +12,7 @@ Lists are package data (`fewshot.data.class_lists`):
     fc100/oreshkin       60 / 20 / 20: of Oreshkin et al. 2018, whole superclasses, 12 / 4 / 4
     cub/chen             100 / 50 / 50: of Chen et al. 2019, who train on the classes of odd number, and split
                          the others by turns
+    tiered_imagenet/ren  351 / 97 / 160: of Ren et al. 2018, whole categories, 20 / 6 / 8
 
 Rules, for any image set:
 
@@ -39,10 +40,10 @@ FRACTION = re.compile(r"fraction:(\d*\.?\d+)/(\d*\.?\d+)/(\d*\.?\d+)@(\d+)")
 
 def split_names(image_set: ImageSet) -> tuple[str, ...]:
     """The names that `split_classes` knows for this image set."""
-    names = list(listed_splits(image_set.name))
-    if _tops(image_set) <= set(SIDES):
-        names.append("folders")
-    elif not names and len(_groups(image_set)) >= len(SIDES):
+    # A copy whose classes are named by side lacks the names that the lists have.
+    by_side = _tops(image_set) <= set(SIDES)
+    names = ["folders"] if by_side else list(listed_splits(image_set.name))
+    if not names and len(_groups(image_set)) >= len(SIDES):
         names.append("default")
     return (*names, "fraction")
 

@@ -47,6 +47,7 @@ ALPHABETS = image_set_of([f"alphabet{a:02d}/character{c}" for a in range(10) for
         ("cifar_fs", "bertinetto", (64, 16, 20)),
         ("fc100", "oreshkin", (60, 20, 20)),
         ("cub", "chen", (100, 50, 50)),
+        ("tiered_imagenet", "ren", (351, 97, 160)),
     ],
 )
 def test_committed_lists_are_disjoint_and_of_the_stated_size(
@@ -117,6 +118,11 @@ def test_folders_are_sides() -> None:
     with pytest.raises(SplitError, match="has no val classes"):
         image_set_of(["train/a", "test/b"]).split("folders")
     assert "folders" not in split_names(image_set_of(["train/a", "val/a", "test/a", "extra"]))
+
+
+def test_copy_that_names_classes_by_side_has_no_listed_split() -> None:
+    numbered = image_set_of(["train/00", "val/00", "test/00"], "mini_imagenet")
+    assert split_names(numbered) == ("folders", "fraction")
 
 
 def test_fractions_depend_on_names_and_seed_only() -> None:
