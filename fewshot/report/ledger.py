@@ -21,6 +21,7 @@ from fewshot.report.published import (
     PAPER_NAMES,
     Published,
     differences,
+    full_context,
     learner_id,
     load_published,
     made_for,
@@ -40,7 +41,7 @@ EXCEEDS = 2.0
 RULES = f"""\
 A figure is one paper, one method and one setting; all presentations of a stream are one figure. Of two
 versions of a paper the final one has it; where a paper prints a setting twice (two measures, two widths),
-the one listed first in published.csv, which is nearest to the learner here. It counts if
+the one listed first in published.csv of those that count. It counts if
 
 - it is the paper's own method, or a rerun by somebody else, listed apart as such;
 - the method learns: no people, no nearest neighbours, no guessers;
@@ -52,9 +53,10 @@ the one listed first in published.csv, which is nearest to the learner here. It 
 It was rerun if a record here is of the same method, trained on the same split of the same data set, and
 tested in the same setting: the same split family (of Omniglot: characters of all alphabets, 1,200 /
 423; or whole alphabets), turned classes with turned and upright with upright, the same family of
-backbone (four-block convolutions of any width are one; a recurrent network on raw pixels is another),
-the same transduction (inductive where published.csv, from papers and their code, notes none), and on
-{LEAST_EPISODES:,} test episodes or more.
+backbone (four-block convolutions of any width are one; those whose features are the means of their maps,
+and a recurrent network on raw pixels, are others), full context of matching networks ("FCE") with full
+context, the same transduction (inductive where published.csv, from papers and their code, notes none), and
+on {LEAST_EPISODES:,} test episodes or more.
 
 A variant (`mann:no_encoder`) stands for nothing but what is published under its own name, unless its name
 says what it was made for: `1shot`, `20way` and `20way_1shot` were trained for tests of so many shots and
@@ -147,7 +149,8 @@ def published_figures() -> tuple[PublishedFigure, ...]:
     for row in load_published():
         if _counts(row):
             groups.setdefault(_figure_key(row), []).append(row)
-    # The final version of a paper, and the variant nearest to the learner here, stand first in the file.
+    # The final version of a paper, and the variant nearest to the learner here, stand first in the file; but
+    # a variant that was recalled does not count.
     versions = ([row for row in rows if row.variant == rows[0].variant] for rows in groups.values())
     return tuple(PublishedFigure(tuple(rows)) for rows in versions)
 
@@ -254,6 +257,8 @@ def _misses(figure: PublishedFigure, result: Result) -> list[str]:
         "the other choice of turned or upright classes": bool(row.rotated_test_classes)
         == record.rotated_test_classes,
         "another backbone": same_backbone(record, row),
+        "full context, or none": full_context(row)
+        == bool(record.config.get("options", {}).get("full_context")),
         "another transduction": bool(row.transductive) == record.transductive,
         f"fewer than {LEAST_EPISODES:,} test episodes": record.episodes * record.chain >= LEAST_EPISODES,
         "not all presentations": {each.instance for each in figure.rows} <= result.figures.keys(),

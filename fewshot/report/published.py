@@ -230,10 +230,19 @@ def split_family(dataset: str, split: str) -> str:
 
 
 def same_backbone(record: Record, published: Published) -> bool:
-    """Whether both see images through one kind of network; a recurrent network on pixels is another."""
+    """Whether both see images through one kind of network.
+
+    A recurrent network on pixels is another kind, and so is one whose features are its maps' means.
+    """
     if published.family == "recurrent":
         return record.backbone is None
-    return published.family == backbone_family(record.backbone)
+    averaged = ("averaged" in _plain(name) for name in (record.backbone, published.backbone))
+    return published.family == backbone_family(record.backbone) and len(set(averaged)) == 1
+
+
+def full_context(published: Published) -> bool:
+    """Whether matching networks embedded each image in the context of the support set ("FCE")."""
+    return "FCE" in published.variant and "no FCE" not in published.variant
 
 
 def backbone_family(backbone: str | None) -> str:
