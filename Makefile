@@ -27,7 +27,7 @@ data: $(USER_STAMP)  ## download Omniglot into the data directory, after saying 
 # Those whose weights others answer with or begin with come before these.
 SUITES = quickstart comparison omniglot_kshot omniglot_gradient omniglot_gradient_gpu omniglot_gradient_pretrained \
 	omniglot_reptile omniglot_kshot_lake omniglot_gradient_lake omniglot_first omniglot_inductive glyphs_to_omniglot \
-	mini_imagenet_cpu mini_imagenet_generations mini_imagenet_conv4 mini_imagenet_averaged mini_imagenet_pretrained \
+	mini_imagenet_cpu mini_imagenet_generations mini_imagenet_conv4 mini_imagenet_pretrained \
 	mini_imagenet_undistorted mini_imagenet_to_omniglot mini_imagenet_gpu mini_imagenet_stream \
 	stream_omniglot mann_ablation mann_cost santoro_table1 santoro_table2 santoro_persistent santoro_curriculum \
 	santoro_lake
