@@ -21,7 +21,6 @@ from fewshot.report.published import (
     PAPER_NAMES,
     Published,
     differences,
-    full_context,
     learner_id,
     load_published,
     made_for,
@@ -54,9 +53,9 @@ It was rerun if a record here is of the same method, trained on the same split o
 tested in the same setting: the same split family (of Omniglot: characters of all alphabets, 1,200 /
 423; or whole alphabets), turned classes with turned and upright with upright, the same family of
 backbone (four-block convolutions of any width are one; those whose features are the means of their maps,
-and a recurrent network on raw pixels, are others), full context of matching networks ("FCE") with full
-context, the same transduction (inductive where published.csv, from papers and their code, notes none), and
-on {LEAST_EPISODES:,} test episodes or more.
+and a recurrent network on raw pixels, are others), the same transduction (inductive where published.csv,
+from papers and their code, notes none), and on {LEAST_EPISODES:,} test episodes or more. Full context of
+matching networks ("FCE") makes no other method: a figure that has it says so below, ours have none.
 
 A variant (`mann:no_encoder`) stands for nothing but what is published under its own name, unless its name
 says what it was made for: `1shot`, `20way` and `20way_1shot` were trained for tests of so many shots and
@@ -257,8 +256,6 @@ def _misses(figure: PublishedFigure, result: Result) -> list[str]:
         "the other choice of turned or upright classes": bool(row.rotated_test_classes)
         == record.rotated_test_classes,
         "another backbone": same_backbone(record, row),
-        "full context, or none": full_context(row)
-        == bool(record.config.get("options", {}).get("full_context")),
         "another transduction": bool(row.transductive) == record.transductive,
         f"fewer than {LEAST_EPISODES:,} test episodes": record.episodes * record.chain >= LEAST_EPISODES,
         "not all presentations": {each.instance for each in figure.rows} <= result.figures.keys(),

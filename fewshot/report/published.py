@@ -240,11 +240,6 @@ def same_backbone(record: Record, published: Published) -> bool:
     return published.family == backbone_family(record.backbone) and len(set(averaged)) == 1
 
 
-def full_context(published: Published) -> bool:
-    """Whether matching networks embedded each image in the context of the support set ("FCE")."""
-    return "FCE" in published.variant and "no FCE" not in published.variant
-
-
 def backbone_family(backbone: str | None) -> str:
     """The family of a backbone's name: "conv4-64" -> "conv4", "resnet12" -> "resnet12", None -> "none"."""
     name = _plain(backbone)

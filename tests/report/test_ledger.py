@@ -154,17 +154,6 @@ def test_variants_and_what_learns_nothing_stand_for_nothing(learner: str) -> Non
     assert rerun_figures(results_of(turned(learner, 0.99, **fields))) == []
 
 
-def test_full_context_is_rerun_with_full_context() -> None:
-    """Of matching networks; elsewhere it is no option."""
-    photographs = {"dataset": "mini_imagenet", "split": "ravi", "train_dataset": "mini_imagenet"}
-    fields = photographs | {"train_split": "ravi", "image_size": 84}
-    plain = names(results_of(kshot("matching", 0.5, **fields)))
-    whole = names(results_of(kshot("matching", 0.5, config={"options": {"full_context": True}}, **fields)))
-    assert "Ravi and Larochelle 2017: MatchingNet" in whole
-    assert "Chen et al. 2019: MatchingNet" in plain
-    assert not set(plain) & set(whole)
-
-
 def test_a_network_behind_an_encoder_is_not_the_one_on_pixels() -> None:
     assert names(results_of(santoro("mann_paper", MANN))) == ["Santoro et al. 2016: MANN"]
     assert names(results_of(santoro("mann", MANN, backbone="conv4-64"))) == []
