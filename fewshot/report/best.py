@@ -65,7 +65,7 @@ def find_best(rows: Mapping[str, Cells], folder: Path | None) -> Best:
             leaders.add((leader, column))
             cells |= others
             top = _accuracy(best, instance)
-            far |= {cell for cell in others if top - _accuracy(*ranked[cell[0]]) > FAR}
+            far |= {cell for cell in others if top - _accuracy(*ranked[cell[0]]) >= FAR}
     if not cells:
         return NOTHING
     if folder is None:

@@ -86,7 +86,11 @@ def test_every_learner_says_in_words_what_it_is(name: str) -> None:
     )
     text = f"{inspect.getdoc(sys.modules[type(learner).__module__])} {inspect.getdoc(type(learner))}".lower()
     assert re.search(r"\btransductive" if learner.transductive else r"\binductive", text)
-    assert re.search(r"batch\s+norm", text)
+    if not learner.transductive:
+        mode = {"frozen": r"batch norm frozen", "none": r"(no|without) batch norm"}[learner.batch_norm]
+        assert re.search(mode.replace(" ", r"\s+"), text)
+    else:
+        assert re.search(r"batch\s+norm", text)
 
 
 def test_every_id_of_the_issue_is_known() -> None:
