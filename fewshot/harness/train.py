@@ -214,6 +214,11 @@ def _check_given(learner: Learner, split: Split) -> None:
 def calibration_streams(learner: Learner, split: Split) -> Stream:
     """What a learner is calibrated on; EpisodeError where there are too few upright validation classes."""
     pool = split.val
+    if len(pool) < 2:
+        raise EpisodeError(
+            f"the split {split.name} of {pool.image_set.name} has {len(pool)} upright class for validation, "
+            "where there is nothing to tell apart: choose a split with two or more"
+        )
     way = learner.way if learner.fixed_way else min(CALIBRATION_WAY, len(pool))
     shown = min(CALIBRATION_SHOWN, int(pool.images_per_class.min()))
     if way > len(pool):

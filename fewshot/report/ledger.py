@@ -55,7 +55,8 @@ tested in the same setting: the same split family (of Omniglot: characters of al
 backbone (four-block convolutions of any width are one; those whose features are the means of their maps,
 and a recurrent network on raw pixels, are others), the same transduction (inductive where published.csv,
 from papers and their code, notes none), and on {LEAST_EPISODES:,} test episodes or more. Full context of
-matching networks ("FCE") makes no other method: a figure that has it says so below, what stands for it has none.
+matching networks ("FCE") makes no other method: a figure that has it says so below, and what stands for it
+has none.
 
 A variant (`mann:no_encoder`) stands for nothing but what is published under its own name, unless its name
 says what it was made for: `1shot`, `20way` and `20way_1shot` were trained for tests of so many shots and

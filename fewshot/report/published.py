@@ -232,7 +232,7 @@ def split_family(dataset: str, split: str) -> str:
 def same_backbone(record: Record, published: Published) -> bool:
     """Whether both see images through one kind of network.
 
-    A recurrent network on pixels is another kind, and so are convolutions whose features are their maps' means.
+    A recurrent network on pixels is another kind, and so are convolutions whose features are means of maps.
     """
     if published.family == "recurrent":
         return record.backbone is None

@@ -455,6 +455,14 @@ def test_too_few_upright_classes_to_calibrate_with_are_refused_at_once(split: Sp
         train(learner, split, settings(episodes=streams, rotations=True))
 
 
+def test_one_class_for_validation_is_refused_as_such(split: Split) -> None:
+    """And not as a way of one, which nobody asked for."""
+    val = split.val
+    alone = dataclasses.replace(val, class_index=val.class_index[:1], quarter_turns=val.quarter_turns[:1])
+    with pytest.raises(EpisodeError, match="has 1 upright class for validation, where there is nothing to"):
+        train(fresh("noisy"), dataclasses.replace(split, val=alone), settings())
+
+
 def test_way_and_shot_may_vary_between_batches(split: Split) -> None:
     ways = set()
 
