@@ -612,10 +612,13 @@ def test_what_is_no_data_set_is_not_taken(fewshot: Command, tmp_path: Path, cont
 
 
 def test_a_missing_split_class_is_refused(fewshot: Command, image_folder: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(image_folder, tmp_path / "mini_imagenet")
+    folder = shutil.copytree(image_folder / "train", tmp_path / "of_names" / "mini_imagenet")
     text = refused(fewshot("train", "prototypical", "--dataset", folder, "--split", "ravi"))
     assert "side train of split ravi names the class " in text
     assert "which mini_imagenet does not have" in text
+    folder = shutil.copytree(image_folder, tmp_path / "mini_imagenet")
+    text = refused(fewshot("train", "prototypical", "--dataset", folder, "--split", "ravi"))
+    assert "unknown split of mini_imagenet 'ravi': there is folders, fraction" in text
     shutil.rmtree(folder / "test")
     text = refused(fewshot("train", "prototypical", "--dataset", folder, "--split", "folders"))
     assert "has no test classes" in text
