@@ -90,10 +90,9 @@ def _note(compared: Sequence[Compared], apart: Sequence[str], odd: Sequence[str]
     about_methods = all(one.comparison.ci95_methods is not None for one in compared)
     over = "training seeds, test classes" if about_methods else "test classes"
     left_out = f" Not among them: {' and '.join(apart)}." if apart else ""
-    if odd:
-        left_out += f" {FAR} points and more below the best, marked as it varies so: {', '.join(odd)}."
+    far = f" {FAR} points and more below the best, marked as it varies so: {', '.join(odd)}." if odd else ""
     return (
         f"not distinguishable from the best of the column (p of {SIGNIFICANT:g} or more): paired test on the "
         f"same episodes, over {over} and episodes, Holm-corrected over "
-        f"{counted(len(compared), 'comparison')}. {claim(compared)}{left_out}"
+        f"{counted(len(compared), 'comparison')}. {claim(compared)}{left_out}{far}"
     )

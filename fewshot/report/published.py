@@ -236,8 +236,9 @@ def same_backbone(record: Record, published: Published) -> bool:
     """
     if published.family == "recurrent":
         return record.backbone is None
-    averaged = ("averaged" in _plain(name) for name in (record.backbone, published.backbone))
-    return published.family == backbone_family(record.backbone) and len(set(averaged)) == 1
+    return published.family == backbone_family(record.backbone) and (
+        ("averaged" in _plain(published.backbone)) == ("averaged" in _plain(record.backbone))
+    )
 
 
 def backbone_family(backbone: str | None) -> str:
