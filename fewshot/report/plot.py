@@ -35,8 +35,8 @@ from fewshot.report.results import (
 )
 
 LAST_PRESENTATION = 10
-PLOT_COLORS = 64
-"""Colours of a plot as a file."""
+PLOT_COLORS = 128
+"""Colours of a plot as a file; of 64, pale bands of one method took the colour of another's."""
 
 
 def plot_suite(folder: Path) -> list[Path]:
